@@ -1,0 +1,99 @@
+"""The command line: ``python -m flows <flow> <settings.toml> [--set section.key=value ...]``."""
+
+import argparse
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from lewis_core.errors import ConfigError, LewisError
+
+FLOWS = {
+    "full-pipeline": "everything: photos, training, evaluation, report",
+    "prepare-data": "photos to the training data set",
+    "train-speaker": "prepare the data and train the speaker",
+    "describe": "describe held-out concepts with every speaker there is",
+    "evaluate": "evaluate every speaker there is and build the report",
+    "build-pocket": "make the embedded pocket models from scratch",
+}
+EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line's parser."""
+    lines = "\n".join(f"  {name:<15}{text}" for name, text in FLOWS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m flows",
+        description=f"Run a flow.\n\n{lines}",
+        epilog="The last line on standard output is one JSON object with the results.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("flow", choices=FLOWS, metavar="flow", help="which flow")
+    parser.add_argument("settings", type=Path, help="TOML file, e.g. deployments/settings/pocket.toml")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change one setting, e.g. --set training.max_steps=20 (repeat for more)",
+    )
+    return parser
+
+
+def end_on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    """Unwind like Ctrl-C, so that every process is ended."""
+    raise KeyboardInterrupt
+
+
+def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, object]:
+    """Read the settings and run a flow; returns its result.
+
+    Raises:
+        LewisError: What is wrong with the settings, or what ended the flow.
+    """
+    if name == "build-pocket":
+        from flows.build_pocket import build_pocket, load_pocket_settings
+
+        built: dict[str, object] = build_pocket(load_pocket_settings(settings, overrides))
+        return built
+    from flows.settings import load_settings
+
+    config = load_settings(settings, overrides)
+    from tasks.prefect_server import ensure_prefect_server
+
+    module = importlib.import_module(f"flows.{name.replace('-', '_')}")
+    ensure_prefect_server(config.run.work_dir.absolute() / "logs" / "prefect-server.log")
+    result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = build_parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, end_on_sigterm)
+    try:
+        result = run_flow(options.flow, options.settings, options.overrides)
+    except ConfigError as error:
+        sys.stderr.write(f"settings: {error}\n")
+        return EXIT_SETTINGS
+    except LewisError as error:
+        sys.stderr.write(f"{options.flow} failed: {type(error).__name__}: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{options.flow} was interrupted; the same command goes on where it stopped\n")
+        return EXIT_INTERRUPTED
+    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    os._exit(code) if code == EXIT_INTERRUPTED else sys.exit(code)

@@ -1,0 +1,22 @@
+"""From photos to a report that says whether the speaker became better."""
+
+from prefect import flow
+
+from flows import steps
+from flows.summary import pipeline_summary, publish
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.records import JsonObject
+from tasks.run import pipeline_run
+
+
+@flow(name="full-pipeline")
+def full_pipeline(config: PipelineConfig) -> JsonObject:
+    """Play the whole Lewis game: photos, games, training against the listener, descriptions, evaluations, report."""
+    with pipeline_run(config, "full-pipeline") as run:
+        photos = steps.read_photos(run)
+        adapter = steps.train(run, steps.build_training_data(run, photos))
+        who = steps.speakers(run, adapter)
+        evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
+        report = steps.build_report(run, photos, adapter, evaluated, steps.compare(run, evaluated))
+        publish(run, report, evaluated)
+        return pipeline_summary(run, report, evaluated)

@@ -1,0 +1,148 @@
+"""TOML settings plus overrides → one frozen model; what is wrong is said in one line."""
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from lewis_core.config.base import ModelRef
+from lewis_core.config.data import FolderSource
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.errors import ConfigError, ModelError
+from lewis_core.models.files import adapter_folder, encoder_folder, resolve_model_path
+
+
+def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read a settings file.
+
+    Args:
+        path: TOML file.
+        overrides: ``section.key=value`` each; values are TOML, and text may go without quotes.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ConfigError: If the file, the photos or a model is missing, a key is unknown or a value impossible.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+    for override in overrides:
+        apply_override(values, override)
+    config = validate(values)
+    check_folders(config)
+    return config
+
+
+def check_folders(config: PipelineConfig) -> None:
+    """Check, before anything runs, that the photos and the models on this machine are there.
+
+    Raises:
+        ConfigError: Naming the setting whose folder is missing.
+    """
+    if isinstance(config.source, FolderSource) and not config.source.root.expanduser().is_dir():
+        raise ConfigError(f"source.root: there is no folder {config.source.root}; set it to the folder of your photos")
+    for name, ref in iter_models(config):
+        try:
+            path = resolve_model_path(ref.path)
+        except ModelError as error:
+            raise ConfigError(f"{name}.path: {error}") from error
+        if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
+            raise ConfigError(f"{name}.path: there is no model folder {ref.path}")
+        if (adapter := adapter_folder(ref)) and not adapter.is_dir():
+            raise ConfigError(f"{name}.adapter: there is no adapter folder {ref.adapter}")
+    try:
+        encoder_folder(config.encoder)
+    except ModelError as error:
+        raise ConfigError(f"encoder.model: {error}") from error
+
+
+def iter_models(value: object, name: str = "") -> Iterator[tuple[str, ModelRef]]:
+    """Find all model references in settings, with their full names."""
+    if isinstance(value, ModelRef):
+        yield name, value
+    elif isinstance(value, BaseModel):
+        for key in type(value).model_fields:
+            yield from iter_models(getattr(value, key), f"{name}.{key}".lstrip("."))
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from iter_models(item, f"{name}.{index}")
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one value, e.g. ``training.max_steps=3``.
+
+    Raises:
+        ConfigError: If it has no ``=``, or its place is not a section.
+    """
+    name, equals, text = override.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"--set {override}: expected section.key=value, e.g. training.max_steps=3")
+    section = values
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"--set {override}: {key!r} is a value, not a section")
+    section[keys[-1]] = parse_value(text.strip())
+
+
+def parse_value(text: str) -> object:
+    """Read a TOML value; what is none is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def validate(values: Mapping[str, Any]) -> PipelineConfig:
+    """Build the settings.
+
+    Raises:
+        ConfigError: Naming every wrong key in full, with a suggestion where one is near.
+    """
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [explain(problem["loc"], problem) for problem in error.errors()]
+        raise ConfigError("; ".join(problems)) from error
+
+
+def explain(location: Sequence[int | str], problem: Mapping[str, Any]) -> str:
+    """One problem as a sentence."""
+    keys = [str(key) for key in location]
+    if keys[:1] == ["source"] and keys[1:2] in (["folder"], ["pocket"]):
+        del keys[1]  # pydantic names the chosen kind of source between its keys
+    name = ".".join(keys)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(keys[-1], known_keys(location[:-1]), n=1)
+        return f"unknown setting {name}" + (f"; did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else "")
+    if problem["type"] == "missing":
+        return f"setting {name} is missing"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}"
+
+
+def known_keys(location: Sequence[int | str]) -> list[str]:
+    """Names of the settings in a section."""
+    models: list[type[BaseModel]] = [PipelineConfig]
+    for key in location:
+        if isinstance(key, int):
+            continue
+        fields = [model.model_fields[key] for model in models if key in model.model_fields]
+        found = [model for field in fields for model in inner_models(field.annotation)]
+        models = found or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def inner_models(annotation: Any) -> list[type[BaseModel]]:
+    """Settings models inside a type, e.g. in ``tuple[SpeakerRef, ...]`` or ``VqaConfig | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in inner_models(part)]

@@ -1,0 +1,17 @@
+"""Photos → a trained speaker."""
+
+from prefect import flow
+
+from flows import steps
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.records import JsonObject
+from tasks.run import pipeline_run
+
+
+@flow(name="train-speaker")
+def train_speaker(config: PipelineConfig) -> JsonObject:
+    """Train the speaker with the Lewis game; prepares the data first unless that was done."""
+    with pipeline_run(config, "train-speaker") as run:
+        photos = steps.read_photos(run)
+        adapter = steps.train(run, steps.build_training_data(run, photos))
+        return {"adapter": str(adapter.path / "adapter"), "mlflow_run_id": run.tracker.run_id, **run.facts()}

@@ -1,0 +1,46 @@
+"""The base of all settings, and the few that several stages share."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class FrozenConfig(BaseModel):
+    """Base of all settings: immutable, no unknown keys, field docstrings become the schema's text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelRef(FrozenConfig):
+    """A vision-language model: base weights, an optional LoRA adapter, and how to run it."""
+
+    path: str
+    """A local folder, a hub id, or ``pocket:base`` / ``pocket:listener`` for the embedded checkpoints."""
+    revision: str | None = None
+    """Commit of a hub id; local folders are identified by their content."""
+    adapter: Path | None = None
+    """Folder of a LoRA adapter trained on ``path``."""
+    prompts: Literal["concise", "instruct"] = "instruct"
+    """Wording of the prompts: ``instruct`` for instruction-tuned models of 2B and more, ``concise`` for the pocket."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision; ``auto`` is bfloat16 on a GPU and float32 on a CPU. Flows decide it before any stage runs."""
+    attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
+    """Attention implementation of transformers."""
+    max_pixels: int = Field(default=401_408, ge=784)
+    """Images are reduced to at most this many pixels before the vision tower sees them."""
+    min_pixels: int = Field(default=3_136, ge=784)
+    """Images are enlarged to at least this many pixels."""
+
+
+class Runtime(FrozenConfig):
+    """Where and how stages run; never part of a stage's identity, because it must not change the result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto`` takes a GPU when there is one."""
+    num_workers: int = Field(default=2, ge=1)
+    """Processes or threads for hashing, decoding and rendering."""
+    torch_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each torch process; ``None`` leaves torch's own choice."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows of one forward pass; halved and retried when memory runs out."""

@@ -1,0 +1,104 @@
+"""Settings of the data stages: where photos come from, splits, retrieval, games, data set."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lewis_core.config.base import FrozenConfig
+from lewis_core.pocket.config import PocketWorldConfig
+
+MAX_IMAGE_PIXELS = 100_000_000
+"""No stage opens larger images."""
+
+
+class FolderSource(FrozenConfig):
+    """Photos of your own, in the PerVA layout (``<root>/{train,test}/<category>/<concept>/<n>.jpg``)."""
+
+    type: Literal["folder"] = "folder"
+    root: Path
+    """Folder that holds ``train`` and ``test`` (or ``train_`` and ``test_``), or the categories themselves."""
+
+
+class PocketSource(FrozenConfig):
+    """Photos rendered from the procedural pocket world."""
+
+    type: Literal["pocket"] = "pocket"
+    world: PocketWorldConfig = PocketWorldConfig()
+    """What is rendered."""
+
+
+SourceConfig = Annotated[FolderSource | PocketSource, Field(discriminator="type")]
+
+
+class CatalogConfig(FrozenConfig):
+    """What counts as an image, and how much may be wrong with a folder."""
+
+    train_images: int | None = Field(default=None, ge=1)
+    """Unsplit layouts only: images of each concept kept for training, chosen by seed; the rest is for testing."""
+    max_quarantine_frac: float = Field(default=0.05, ge=0, le=1)
+    """More unusable images than this share stop the run."""
+    max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
+    """Larger images are set aside (decompression bombs)."""
+    category_words: dict[str, str] = {}
+    """Word used in prompts for a category folder, e.g. ``{tro_bag = "trolley bag"}``; added to the built-in ones."""
+    seed: int = 23
+    """Seed of the per-concept choice in unsplit layouts."""
+
+
+class SplitConfig(FrozenConfig):
+    """Which concepts are trained on and which are held out."""
+
+    concept_frac: float = Field(default=0.5, gt=0, lt=1)
+    """Share of a category's concepts that is trained on (rounded up)."""
+    min_concepts: int = Field(default=4, ge=2)
+    """Categories with fewer concepts are held out entirely."""
+    seed: int = 23
+    """Seed of the choice."""
+
+
+class EncoderConfig(FrozenConfig):
+    """The CLIP model that finds look-alikes and answers retrieval queries (open_clip)."""
+
+    model: str = "ViT-L-14-336"
+    """open_clip architecture, ``local-dir:<folder>``, or ``pocket:clip``."""
+    pretrained: str | None = "openai"
+    """open_clip tag or a weights file; ``None`` for local folders."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the encoder's forward pass."""
+
+
+class MiningConfig(FrozenConfig):
+    """How look-alikes are chosen for each query photo."""
+
+    strategy: Literal["hard", "nearest-image", "random"] = "hard"
+    """``hard``: nearest class means, then the best image of each; ``nearest-image``: each concept's best image."""
+    pool: int = Field(default=8, ge=1)
+    """Look-alike concepts kept per query, nearest first; games draw their distractors from these."""
+    positive: Literal["hardest", "random", "easiest"] = "random"
+    """Which other view of the concept is the target: least similar, any, or most similar to the query."""
+    seed: int = 23
+    """Seed of random choices."""
+
+
+class GamesConfig(FrozenConfig):
+    """How many games are built, and how wide they are."""
+
+    num_candidates: int = Field(default=3, ge=2, le=64)
+    """K: the target and K - 1 distractors."""
+    games_per_concept: int | None = Field(default=None, ge=1)
+    """Games of each training concept (each a different query photo, repeating with other candidates when more are
+    asked for than there are photos); ``None``: one per photo."""
+    max_degenerate_frac: float = Field(default=0.2, ge=0, le=1)
+    """More queries than this share without a game (too few look-alikes, no second view) stop the run."""
+    seed: int = 23
+    """Seed of the candidates' order and of the draw from the pool."""
+
+
+class DatasetConfig(FrozenConfig):
+    """The Hugging Face data set made from the games."""
+
+    role: Literal["speaker"] = "speaker"
+    """Whose training rows are built."""
+    embed_images: bool = False
+    """Store the query photos' bytes in the data set instead of their paths."""

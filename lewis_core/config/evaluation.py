@@ -1,0 +1,149 @@
+"""Settings of description generation, the evaluations and the report."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from lewis_core.config.base import FrozenConfig, ModelRef
+
+RESERVED_SPEAKERS = ("base", "trained", "report", "speakers", "computed")
+"""Names with another meaning in results: the model a run starts from, the one it trains, and parts of its last line."""
+
+
+class DescribeConfig(FrozenConfig):
+    """How a speaker describes each held-out concept's reference photo."""
+
+    max_new_tokens: int = Field(default=128, ge=8)
+    """Longest completion, in tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 is greedy decoding."""
+    reference: Literal["first", "random"] = "first"
+    """Which training photo of a concept is its reference."""
+    concepts: Literal["held-out", "all"] = "held-out"
+    """Which concepts are described."""
+    seed: int = 0
+    """Seed of the reference choice and of sampling."""
+
+
+class GameEvaluationConfig(FrozenConfig):
+    """The game itself on held-out concepts: does a listener find the thing from the words?"""
+
+    num_candidates: int = Field(default=6, ge=2, le=64)
+    """The target and its nearest look-alikes."""
+    rounds_per_concept: int = Field(default=2, ge=1)
+    """Rounds per concept, each with another target photo."""
+    seed: int = 0
+    """Seed of the targets and of the candidates' order."""
+
+
+class IdentificationConfig(FrozenConfig):
+    """Whose thing is this? Pick the right description among those of look-alikes."""
+
+    num_options: int = Field(default=3, ge=2, le=26)
+    """k: options retrieved by CLIP, offered under shuffled letters."""
+    image_weight: float = Field(default=0.5, ge=0, le=1)
+    """Share of image-to-image similarity in retrieval; the rest is image-to-text."""
+    pool: Literal["category", "all"] = "category"
+    """Retrieve among the query's category, or among all concepts."""
+    modes: tuple[Literal["retrieval", "oracle"], ...] = ("retrieval", "oracle")
+    """``oracle`` guarantees that the truth is among the options; ``retrieval`` does not."""
+    max_queries_per_concept: int | None = Field(default=None, ge=1)
+    """Fewer test photos per concept than there are, for speed."""
+    controls: bool = True
+    """Also ask without descriptions, and with descriptions of other concepts."""
+    seed: int = 0
+    """Seed of the options' order."""
+
+
+class RecognitionConfig(FrozenConfig):
+    """Is my thing in this photo? Yes or no, for pairs of photo and description."""
+
+    easy_negatives: int = Field(default=3, ge=0)
+    """Concepts of other categories paired with each photo."""
+    hard_negatives: int | None = Field(default=None, ge=1)
+    """Concepts of the same category paired with each photo; ``None``: all."""
+    max_queries_per_concept: int | None = Field(default=None, ge=1)
+    """Fewer test photos per concept than there are, for speed."""
+    controls: bool = True
+    """Also ask without a description."""
+    seed: int = 0
+    """Seed of the negatives' choice."""
+
+
+class VqaConfig(FrozenConfig):
+    """Questions about my thing, answered with the description as the memory."""
+
+    show: Literal["description", "image", "both"] = "description"
+    """What the answering model gets beside the question."""
+    controls: bool = True
+    """Also ask without description and image (blind)."""
+    num_options: int = Field(default=4, ge=2, le=26)
+    """Options per question, offered under shuffled letters."""
+    questions_per_concept: int | None = Field(default=None, ge=1)
+    """Fewer questions per concept than there are, for speed."""
+    seed: int = 0
+    """Seed of the options' order."""
+
+
+class StatisticsConfig(FrozenConfig):
+    """Intervals and tests."""
+
+    resamples: int = Field(default=2000, ge=100)
+    """Bootstrap resamples (of concepts, not of items) and permutations."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Coverage of intervals."""
+    seed: int = 0
+    """Seed of resampling."""
+
+
+class SpeakerRef(FrozenConfig):
+    """A speaker to be evaluated, under the name that tables show."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 .-]{0,39}$")
+    """Shown in tables, e.g. ``seed-1``; letters, digits, blanks, dots, dashes."""
+    model: ModelRef
+    """The model."""
+
+
+class EvaluationConfig(FrozenConfig):
+    """The evaluations of one or more speakers."""
+
+    answering: ModelRef
+    """Model that answers identification, recognition and questions from the descriptions, and plays the game."""
+    independent: ModelRef | None = None
+    """A listener that no training has seen; it plays the same games as a check."""
+    speakers: tuple[SpeakerRef, ...] = ()
+    """Speakers evaluated beside the base and the trained one."""
+    game: GameEvaluationConfig = GameEvaluationConfig()
+    """The game on held-out concepts."""
+    identification: IdentificationConfig = IdentificationConfig()
+    """Pick the description."""
+    recognition: RecognitionConfig = RecognitionConfig()
+    """Yes or no."""
+    vqa: VqaConfig | None = VqaConfig()
+    """Questions; needs ground truth or a question file."""
+    statistics: StatisticsConfig = StatisticsConfig()
+    """Intervals and tests."""
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> "EvaluationConfig":
+        names = [speaker.name for speaker in self.speakers]
+        if taken := {name for name in names if name in RESERVED_SPEAKERS or names.count(name) > 1}:
+            raise ValueError(
+                f"speakers need names of their own, other than {', '.join(RESERVED_SPEAKERS)}: "
+                f"{', '.join(sorted(taken))}"
+            )
+        return self
+
+
+class ReportConfig(FrozenConfig):
+    """The HTML report."""
+
+    title: str = "Lewis: did the speaker get better?"
+    """Headline."""
+    gallery: int = Field(default=12, ge=1)
+    """Concepts shown with photo, descriptions and the listener's answers."""
+    failures: int = Field(default=6, ge=0)
+    """Failures worth looking at."""
+    seed: int = 0
+    """Seed of the gallery's choice."""

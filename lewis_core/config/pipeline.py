@@ -1,0 +1,86 @@
+"""The settings of a whole run: one file, one model, every flow reads the same."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from lewis_core.config.base import FrozenConfig, Runtime
+from lewis_core.config.data import (
+    CatalogConfig,
+    DatasetConfig,
+    EncoderConfig,
+    GamesConfig,
+    MiningConfig,
+    SourceConfig,
+    SplitConfig,
+)
+from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, ReportConfig
+from lewis_core.config.training import TrainSpeakerConfig
+
+
+class TrackingConfig(FrozenConfig):
+    """MLflow."""
+
+    uri: str | None = None
+    """Tracking URI; ``None``: MLFLOW_TRACKING_URI, else a sqlite file in the work folder."""
+    experiment: str = "lewis"
+    """Experiment name."""
+    registered_model: str | None = "lewis-speaker"
+    """Name under which adapters are registered; ``None`` registers nothing."""
+
+
+class RunConfig(FrozenConfig):
+    """Where a run keeps its files, and how its processes run."""
+
+    name: str = "lewis"
+    """Shown in Prefect and MLflow."""
+    work_dir: Path = Path("runs/default")
+    """Folder of artifacts, logs and the embedded tracking database."""
+    runtime: Runtime = Runtime()
+    """Device, workers, threads."""
+    tracking: TrackingConfig = TrackingConfig()
+    """MLflow."""
+    force: tuple[str, ...] = ()
+    """Stages to run again although their result is there, e.g. ``("train-speaker",)``."""
+    listener_start_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait until a model service is ready."""
+    stage_timeout_s: float | None = Field(default=None, gt=0)
+    """Longest time of one heavy stage; ``None``: no limit."""
+
+    @field_validator("force")
+    @classmethod
+    def _are_stages(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        from lewis_core.pipeline import STAGES
+
+        if unknown := sorted(set(names) - set(STAGES)):
+            raise ValueError(f"no stage is called {', '.join(unknown)}; there are {', '.join(STAGES)}")
+        return names
+
+
+class PipelineConfig(FrozenConfig):
+    """Everything about a run, from photos to report."""
+
+    run: RunConfig = RunConfig()
+    """Files and processes."""
+    source: SourceConfig
+    """The photos."""
+    catalog: CatalogConfig = CatalogConfig()
+    """Reading them."""
+    splits: SplitConfig = SplitConfig()
+    """Training and held-out concepts."""
+    encoder: EncoderConfig = EncoderConfig()
+    """CLIP."""
+    mining: MiningConfig = MiningConfig()
+    """Look-alikes."""
+    games: GamesConfig = GamesConfig()
+    """Games."""
+    dataset: DatasetConfig = DatasetConfig()
+    """Training rows."""
+    training: TrainSpeakerConfig
+    """GRPO."""
+    describe: DescribeConfig = DescribeConfig()
+    """Descriptions of held-out concepts."""
+    evaluation: EvaluationConfig
+    """The evaluations."""
+    report: ReportConfig = ReportConfig()
+    """The HTML report."""

@@ -1,0 +1,162 @@
+"""Open one image safely: what it is, whether it is whole, and its pixels as RGB.
+
+Content decides, never the file's name. What cannot be used raises :class:`~lewis_core.errors.ImageError` with a
+reason; nothing is replaced or silently shortened (no first frame of an animation, no gray half of a truncated file).
+"""
+
+import hashlib
+import io
+import stat
+import struct
+import threading
+import warnings
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lewis_core.config.data import MAX_IMAGE_PIXELS as MAX_PIXELS
+from lewis_core.errors import ImageError
+from lewis_core.records import ImageRecord
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+"""Formats that are opened."""
+UNREAD_SUFFIXES = frozenset({".heic", ".heif", ".avif", ".jp2", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".svg"})
+"""Names of images that have to be converted first."""
+SUFFIXES = UNREAD_SUFFIXES | {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+"""Names that promise an image; files with other names are images if their content is one."""
+MAX_ASPECT = 200
+"""Longer strips are refused, as Qwen's image processors refuse them."""
+NOT_AN_IMAGE = "not an image"
+_MAX_BYTES_PER_PIXEL = 8
+_FLOAT_MODES = frozenset({"F"})
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
+"""What Pillow's decoders raise on damaged files."""
+_open_lock = threading.Lock()
+
+
+def inspect_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> ImageRecord:
+    """Check that a file is one whole image, by decoding all of it.
+
+    Args:
+        root: Data root.
+        relative: Path below it, with forward slashes.
+        max_pixels: Larger images are refused before they are decoded.
+
+    Returns:
+        Path, digest of the bytes, and size in pixels after EXIF orientation.
+
+    Raises:
+        ImageError: If the file cannot be used; the reason is for people.
+    """
+    data = _read(root, relative, max_pixels)
+    image = _decode(relative, data, max_pixels)
+    return ImageRecord(path=relative, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
+
+
+def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Load an image as RGB pixels, turned upright by its EXIF orientation.
+
+    Args:
+        data_root: Data root.
+        image: A record of the catalog, or a path below the data root.
+        max_pixels: Larger images are refused before they are decoded (records carry their size already).
+
+    Returns:
+        An RGB image; transparent parts are white.
+
+    Raises:
+        ImageError: If the file cannot be used, or is no longer the one that the record describes.
+    """
+    if isinstance(image, str):
+        return _decode(image, _read(data_root, image, max_pixels), max_pixels)
+    limit = max(max_pixels, image.width * image.height)
+    return _decode(image.path, read_image_bytes(data_root, image), limit)
+
+
+def read_image_bytes(data_root: Path, image: ImageRecord) -> bytes:
+    """Read the file that a record describes.
+
+    Raises:
+        ImageError: If it cannot be read, or is no longer the same.
+    """
+    data = _read(data_root, image.path, max(MAX_PIXELS, image.width * image.height))
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ImageError(image.path, "changed since the catalog was built; build the catalog again")
+    return data
+
+
+def _read(root: Path, relative: str, max_pixels: int) -> bytes:
+    """Read a regular file below the root."""
+    try:
+        path = (root / relative).resolve(strict=True)
+        if not path.is_relative_to(root.resolve()):
+            raise ImageError(relative, "a link out of the data root; links are followed inside of it only")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(relative, "not a regular file")
+        if status.st_size == 0:
+            raise ImageError(relative, "empty file (0 bytes)")
+        if status.st_size > (1 << 20) + _MAX_BYTES_PER_PIXEL * max_pixels:
+            raise ImageError(relative, f"{status.st_size} bytes are too many for an image of {max_pixels} pixels")
+        return path.read_bytes()
+    except RuntimeError as error:  # what a loop of links is to pathlib
+        raise ImageError(relative, "a loop of links") from error
+    except FileNotFoundError as error:
+        raise ImageError(relative, "missing, or a link to nothing") from error
+    except OSError as error:
+        raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
+
+
+def _decode(relative: str, data: bytes, max_pixels: int) -> Image.Image:
+    """Decode bytes completely."""
+    try:
+        with _open(data) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(relative, f"{image.width} × {image.height} pixels, more than {max_pixels} allowed")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise ImageError(
+                    relative,
+                    f"a strip of {image.width} × {image.height} pixels, longer than {MAX_ASPECT} times its width",
+                )
+            # Phones write a preview behind their JPEG (Pillow calls that MPO); the first frame is the photo.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise ImageError(relative, f"animated or of several pages ({getattr(image, 'n_frames', '?')} frames)")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        suffix = PurePosixPath(relative).suffix.lower()
+        unread = f"{suffix[1:].upper()} images are not read; convert them to JPEG or PNG"
+        raise ImageError(relative, unread if suffix in UNREAD_SUFFIXES else NOT_AN_IMAGE) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(relative, f"too many pixels: {error}") from error
+    except MemoryError as error:
+        raise ImageError(relative, "too large for this machine's memory") from error
+    except _BROKEN as error:
+        raise ImageError(relative, f"damaged or truncated: {error or type(error).__name__}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header only. Pillow's warnings about size and metadata are superseded by our own checks."""
+    with _open_lock, warnings.catch_warnings():  # the filters are global to the process
+        warnings.simplefilter("ignore")
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any pixel format to 8-bit RGB: transparency onto white, 16-bit gray scaled, CMYK by its own rules.
+
+    Raises:
+        ValueError: If the pixels are floating-point numbers, whose scale is unknown.
+    """
+    if image.mode in _FLOAT_MODES:
+        raise ValueError("floating-point pixels")
+    if image.mode.startswith("I"):
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

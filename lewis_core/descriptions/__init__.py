@@ -1,0 +1,1 @@
+"""Speaker text: parsing, generation, words that give away state and location."""

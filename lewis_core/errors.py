@@ -1,0 +1,120 @@
+"""Every error this package raises on purpose.
+
+LewisError
+├── ConfigError                 settings are wrong: unknown key, impossible value, missing file
+├── DataError                   the photos, or a file about them, do not have the promised shape
+│   ├── CatalogError            the folder tree on disk cannot be read as a data set
+│   ├── ImageError              one image cannot be used (its path and the reason)
+│   │   └── ImageAccessError    an image reference points outside of the image root
+│   └── QuarantineError         more images were set aside than the settings allow
+├── ArtifactError               an artifact is missing, partial, damaged or of another kind
+├── ModelError                  a checkpoint is missing, incomplete or of an unsupported architecture
+├── DescriptionError            speaker text does not follow the thinking / coarse / detailed format
+├── ListenerError               the model service answered wrongly, or refused the request
+│   ├── ListenerBusyError       retryable: no free slot before the deadline
+│   └── ListenerUnavailableError retryable: nobody answers at the address
+├── TrainingError               training cannot start, or cannot go on
+├── EvaluationError             predictions, database and catalog do not belong together
+└── ProcessError                a child process ended with an error; carries its last lines
+
+Raise the leaf; say what was expected, what was found, what to do. Chain with ``from``.
+Never turn a failure into a neutral value: a zero reward is data.
+"""
+
+from collections.abc import Sequence
+
+
+class LewisError(Exception):
+    """Base of all errors raised on purpose; its message is meant to be read by a person."""
+
+
+class ConfigError(LewisError):
+    """Settings are wrong: an unknown key, an impossible value, a file that is not there."""
+
+
+class DataError(LewisError):
+    """The photos, or a file about them, do not have the promised shape."""
+
+
+class CatalogError(DataError):
+    """The folder tree on disk cannot be read as a data set."""
+
+
+class ImageError(DataError):
+    """One image cannot be used."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """Keep both fields when the error crosses a process boundary."""
+        return type(self), (self.path, self.reason)
+
+
+class ImageAccessError(ImageError):
+    """An image reference points outside of the image root."""
+
+
+class QuarantineError(DataError):
+    """More images were set aside than the settings allow."""
+
+
+class ArtifactError(LewisError):
+    """An artifact is missing, partial, damaged or of another kind."""
+
+
+class ModelError(LewisError):
+    """A checkpoint is missing, incomplete or of an unsupported architecture."""
+
+
+class DescriptionError(LewisError):
+    """Speaker text does not follow the thinking / coarse / detailed format."""
+
+
+class ListenerError(LewisError):
+    """The model service answered wrongly, or refused the request.
+
+    Args:
+        message: What went wrong, for people.
+        status: HTTP status of the answer, if there was one.
+        request_id: The service's name for the request, to be found in its log.
+    """
+
+    def __init__(self, message: str, status: int | None = None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.request_id = status, request_id
+
+
+class ListenerBusyError(ListenerError):
+    """Retryable: the service had no free slot before the deadline."""
+
+    retry_after_s: float = 0.0
+    """What the service asks for."""
+
+
+class ListenerUnavailableError(ListenerError):
+    """Retryable: nobody answers at the address."""
+
+
+class TrainingError(LewisError):
+    """Training cannot start, or cannot go on."""
+
+
+class EvaluationError(LewisError):
+    """Predictions, database and catalog do not belong together."""
+
+
+class ProcessError(LewisError):
+    """A child process ended with an error.
+
+    Args:
+        name: What the process was doing, e.g. the stage's name.
+        code: Its exit status (128 + signal number when a signal ended it).
+        tail: The last lines it wrote, oldest first.
+    """
+
+    def __init__(self, name: str, code: int, tail: Sequence[str] = ()) -> None:
+        lines = "\n".join(tail)
+        super().__init__(f"{name} ended with exit status {code}" + (f"; its last lines:\n{lines}" if lines else ""))
+        self.name, self.code, self.tail = name, code, tuple(tail)

@@ -1,0 +1,289 @@
+"""Identification: whose thing is in this photo?
+
+Three questions about every test photo, because each hides something that another one shows:
+
+- *ranking*: yes or no for every description of the category; which fits best? No retriever, no letters.
+- *oracle*: choose a letter among look-alikes' descriptions that are sure to hold the right one.
+- *retrieval*: the same among what hybrid CLIP retrieval finds; its misses are reported as ``recall_at_k``.
+
+Options are shuffled by seed and hold descriptions only, never names. Control arms: always A; options without text
+(``no_description``); options with other concepts' texts (``wrong_description``). A query concept without a readable
+description is counted as failed and is wrong, but in numbers that end in ``_described``, where it is left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import ModelRef
+from lewis_core.config.evaluation import IdentificationConfig, StatisticsConfig
+from lewis_core.evaluation import asking, io
+from lewis_core.evaluation.asking import Ask
+from lewis_core.evaluation.io import Subject
+from lewis_core.evaluation.metrics import entropy, margin, rank_of, softmax
+from lewis_core.evaluation.options import CONTROLS, Index, Query, build_queries
+from lewis_core.evaluation.records import Metric, Prediction
+from lewis_core.evaluation.statistics import Measure, mean_measure, summarise
+from lewis_core.listener.schemas import ScoreGame
+from lewis_core.models.protocol import AnsweringModel
+from lewis_core.prompts import LETTERS, PromptSet, prompt_set
+from lewis_core.records import JsonObject
+from lewis_core.reporting import NullReporter, Reporter
+from lewis_core.retrieval.vectors import load_embeddings, load_text_index
+
+PHOTOS_PER_GAME, TEXTS_PER_GAME = 8, 128
+RANKING = "ranking"
+LogOdds = dict[tuple[str, str], float]
+"""Log-odds of yes by photo path and description."""
+
+
+def evaluate_identification(
+    database: ArtifactRef,
+    catalog: ArtifactRef,
+    embeddings: ArtifactRef,
+    index: ArtifactRef,
+    answering: ModelRef,
+    output_dir: Path,
+    config: IdentificationConfig,
+    statistics: StatisticsConfig,
+    service_url: str,
+    reporter: Reporter,
+) -> JsonObject:
+    """Ask whose thing every test photo shows.
+
+    Args:
+        database: Artifact of ``describe-concepts``.
+        catalog: Artifact of ``build-catalog``.
+        embeddings: Artifact of ``embed-images``.
+        index: Artifact of ``index-database``, made from the same database.
+        answering: The answering model; the service at ``service_url`` runs it.
+        output_dir: Receives ``predictions.jsonl`` and ``metrics.json``.
+        config: Options, modes, controls, seed.
+        statistics: Intervals.
+        service_url: Address of the model service.
+        reporter: Receives progress and metrics.
+
+    Returns:
+        Counts and numbers.
+
+    Raises:
+        EvaluationError: If the artifacts do not belong together or nothing can be asked.
+        ListenerError: If the service does not answer.
+    """
+    speaker, subjects = io.load_subjects(database, catalog)
+    vectors = Index(*load_embeddings(embeddings), *load_text_index(index))
+    with asking.connect(service_url) as model:
+        predictions = identify(subjects, vectors, model, prompt_set(answering.prompts), config, reporter)
+    metrics = aggregate(predictions, config, statistics)
+    reporter.log_metrics(io.numbers(metrics))
+    items = [prediction for prediction in predictions if prediction.tags["mode"] not in CONTROLS]
+    controls = [prediction for prediction in predictions if prediction.tags["mode"] in CONTROLS]
+    return io.save_evaluation(output_dir, "identification", speaker, "listener", items, metrics, controls)
+
+
+def identify(
+    subjects: Sequence[Subject],
+    index: Index,
+    model: AnsweringModel,
+    prompts: PromptSet,
+    config: IdentificationConfig,
+    reporter: Reporter | None = None,
+) -> list[Prediction]:
+    """Ask everything about every photo; returns the rankings, then the letter questions."""
+    queries = [
+        query
+        for subject in sorted(subjects, key=lambda subject: subject.id)
+        for photo in io.draw_photos(subject, config.max_queries_per_concept, config.seed, "identification")
+        for query in build_queries(subject, photo, subjects, index, config)
+    ]
+    sink = reporter or NullReporter()
+    return [*rank(subjects, model, config, sink), *_choose(queries, model, prompts, sink)]
+
+
+def _choose(
+    queries: Sequence[Query], model: AnsweringModel, prompts: PromptSet, reporter: Reporter
+) -> list[Prediction]:
+    """Ask for letters."""
+    asks = [
+        Ask(
+            query.photo.path,
+            prompts.identification(query.subject.entry.category_word, query.texts),
+            tuple(LETTERS[: len(query.options)]),
+        )
+        for query in queries
+        if query.failure is None
+    ]
+    replies = iter(asking.ask_all(model, asks, reporter))
+    predictions = []
+    for query in queries:
+        prediction = query.prediction()
+        if prediction.error is None:
+            answer = asking.read_answer(next(replies), prediction.expected)
+            prediction = prediction.model_copy(update=answer._asdict())
+        predictions.append(prediction)
+    return predictions
+
+
+def rank(
+    subjects: Sequence[Subject], model: AnsweringModel, config: IdentificationConfig, reporter: Reporter
+) -> list[Prediction]:
+    """Score every description of the category on every photo; the best one is the answer.
+
+    Equal texts get equal scores, so a speaker that says the same of two concepts is wrong on both. Descriptions
+    that are missing are never the answer, nor are those of other concepts that have the same picture.
+    """
+    groups = io.by_category(subjects)
+    asked = {
+        category: [
+            Query(subject, photo, RANKING, options, ())
+            for subject in group
+            for photo in io.draw_photos(subject, config.max_queries_per_concept, config.seed, "identification")
+            if len(options := tuple(io.without_owners(group, photo, subject))) > 1
+        ]
+        for category, group in groups.items()
+    }
+    games = [
+        game
+        for category, queries in asked.items()
+        for game in _build_games(groups[category], list(dict.fromkeys(query.photo.path for query in queries)))
+    ]
+    log_odds: LogOdds = {}
+    for game, scores in zip(games, asking.score_all(model, games, reporter), strict=True):
+        for text, row in zip(game.descriptions, scores.yes_log_odds, strict=True):
+            log_odds.update({(path, text): value for path, value in zip(game.candidates, row, strict=True)})
+    return [_rank_one(query, log_odds) for queries in asked.values() for query in queries]
+
+
+def _build_games(group: Sequence[Subject], paths: Sequence[str]) -> list[ScoreGame]:
+    """Cut a category's photos × different descriptions into games."""
+    texts = list(dict.fromkeys(subject.entry.text for subject in group if subject.failure is None))
+    return [
+        ScoreGame(
+            candidates=tuple(paths[photo : photo + PHOTOS_PER_GAME]),
+            descriptions=tuple(texts[text : text + TEXTS_PER_GAME]),
+            category=group[0].entry.category_word,
+        )
+        for photo in range(0, len(paths), PHOTOS_PER_GAME)
+        for text in range(0, len(texts), TEXTS_PER_GAME)
+    ]
+
+
+def _rank_one(query: Query, log_odds: LogOdds) -> Prediction:
+    """Record which description of the category fits one photo best."""
+    described = [option for option in query.options if option.failure is None]
+    prediction = query._replace(options=tuple(described)).prediction()
+    if prediction.error is not None:
+        return prediction
+    scores = tuple(log_odds[query.photo.path, option.entry.text] for option in described)
+    return prediction.model_copy(
+        update={
+            "answered": asking.pick(scores, prediction.expected),
+            "probabilities": softmax(scores),
+            "scores": scores,
+        }
+    )
+
+
+def ranking_accuracy(predictions: Sequence[Prediction]) -> Measure:
+    """Share of photos whose own description fits best; concepts without a description are wrong."""
+    return _accuracy([prediction for prediction in predictions if prediction.tags["mode"] == RANKING])
+
+
+def oracle_accuracy(predictions: Sequence[Prediction]) -> Measure:
+    """Share of right letters when the truth is among them; concepts without a description are wrong."""
+    return _accuracy([prediction for prediction in predictions if prediction.tags["mode"] == "oracle"])
+
+
+def retrieval_accuracy(predictions: Sequence[Prediction]) -> Measure:
+    """Share of right letters end to end, retrieval's misses included; concepts without a description are wrong."""
+    return _accuracy([prediction for prediction in predictions if prediction.tags["mode"] == "retrieval"])
+
+
+def aggregate(
+    predictions: Sequence[Prediction], config: IdentificationConfig, statistics: StatisticsConfig
+) -> tuple[Metric, ...]:
+    """Turn predictions into numbers with intervals."""
+    by_mode: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        by_mode.setdefault(prediction.tags["mode"], []).append(prediction)
+    measures: dict[str, Measure] = {}
+    notes: dict[str, str] = {}
+    _add_ranking(by_mode.get(RANKING, []), measures, notes)
+    for mode in ("oracle", "retrieval"):
+        if mode in by_mode:
+            _add_mode(mode, by_mode[mode], measures, notes)
+    if "retrieval" in by_mode:
+        _add_retrieval(by_mode["retrieval"], config.num_options, measures, notes)
+    for control in CONTROLS:
+        if control in by_mode:
+            measures[f"control_{control}"] = _accuracy(_answered(by_mode[control]))
+            notes[f"control_{control}"] = f"oracle options, letters only; {_chance(by_mode[control])}"
+    return summarise(measures, statistics, notes)
+
+
+def _add_ranking(predictions: Sequence[Prediction], measures: dict[str, Measure], notes: dict[str, str]) -> None:
+    """Add the numbers of the rankings."""
+    if not predictions:
+        return
+    answered = _answered(predictions)
+    ranks = {p.item: rank_of(p.scores, p.expected) for p in answered if p.expected is not None}
+    measures |= {
+        "ranking_accuracy": _accuracy(predictions),
+        "ranking_accuracy_described": _accuracy(answered),
+        "ranking_mrr": mean_measure([(p.concept, 1 / ranks[p.item]) for p in answered]),
+        "ranking_entropy": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
+    }
+    notes["ranking_accuracy"] = (
+        f"all descriptions of the category, best P(yes); {_chance(answered)}; "
+        f"{len(predictions) - len(answered)} without a description count as wrong"
+    )
+    notes["ranking_accuracy_described"] = "described concepts only"
+
+
+def _add_mode(
+    mode: str, predictions: Sequence[Prediction], measures: dict[str, Measure], notes: dict[str, str]
+) -> None:
+    """Add the numbers of letter questions in one mode."""
+    answered = _answered(predictions)
+    measures |= {
+        f"accuracy_{mode}": _accuracy(predictions),
+        f"accuracy_{mode}_described": _accuracy(answered),
+        f"invalid_rate_{mode}": mean_measure([(p.concept, float(p.answered is None)) for p in answered]),
+        f"entropy_{mode}": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
+        f"margin_{mode}": mean_measure([(p.concept, margin(p.probabilities)) for p in answered]),
+        f"control_always_a_{mode}": mean_measure([(p.concept, float(p.expected == 0)) for p in predictions]),
+    }
+    notes[f"accuracy_{mode}"] = f"{_chance(answered)}; concepts without a description count as wrong"
+    notes[f"accuracy_{mode}_described"] = "described concepts only"
+    notes[f"control_always_a_{mode}"] = "what answering A every time would score"
+    if mode == "oracle":
+        for position in range(max(len(p.options) for p in predictions)):
+            name = f"accuracy_oracle_position_{LETTERS[position].lower()}"
+            measures[name] = _accuracy([p for p in answered if p.expected == position])
+            notes[name] = f"the truth stands at {LETTERS[position]}"
+
+
+def _add_retrieval(
+    predictions: Sequence[Prediction], num_options: int, measures: dict[str, Measure], notes: dict[str, str]
+) -> None:
+    """Split end-to-end accuracy into what retrieval finds and what the model makes of it."""
+    measures["recall_at_k"] = mean_measure([(p.concept, float(p.expected is not None)) for p in predictions])
+    measures["accuracy_given_hit"] = _accuracy([p for p in _answered(predictions) if p.expected is not None])
+    notes["recall_at_k"] = f"the truth is among the {num_options} retrieved: the ceiling of accuracy_retrieval"
+    notes["accuracy_given_hit"] = "of the queries whose truth was retrieved; described concepts only"
+
+
+def _answered(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Items that could be asked."""
+    return [prediction for prediction in predictions if prediction.error is None]
+
+
+def _accuracy(predictions: Sequence[Prediction]) -> Measure:
+    """Share of right answers; invalid ones are wrong."""
+    return mean_measure([(prediction.concept, float(prediction.is_correct)) for prediction in predictions])
+
+
+def _chance(predictions: Sequence[Prediction]) -> str:
+    """Accuracy of guessing among the options."""
+    guesses = [1 / len(p.options) for p in predictions if p.options]
+    return f"chance {sum(guesses) / max(len(guesses), 1):.2f}"

@@ -1,0 +1,1 @@
+"""The model service: one app for listeners, speakers and answering models."""

@@ -1,0 +1,160 @@
+"""Vision features: computed once per image, kept as long as there is room."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lewis_core.data.images import MAX_ASPECT
+from lewis_core.errors import ImageError
+from lewis_core.models.images import ImageSource
+
+MAX_PATCHES = 32_768
+"""Patches of one pass through the vision tower (of several images together)."""
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What the language model needs instead of an image's pixels."""
+
+    tokens: Tensor
+    """(visual tokens, hidden)"""
+    grid: Tensor
+    """(1, 3): frames, rows and columns of patches, on the CPU."""
+    deepstack: tuple[Tensor, ...] = ()
+    """Qwen3-VL: one (visual tokens, hidden) per injected layer."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the features take."""
+        return sum(x.numel() * x.element_size() for x in (self.tokens, *self.deepstack))
+
+
+class FeatureCache:
+    """Least recently used features, by image digest, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
+        self._max_bytes, self._bytes = max_bytes, 0
+
+    def get(self, digest: str) -> ImageFeatures | None:
+        """Look an image up, and mark it as used."""
+        if digest in self._entries:
+            self._entries.move_to_end(digest)
+        return self._entries.get(digest)
+
+    def put(self, digest: str, features: ImageFeatures) -> None:
+        """Keep an image's features; the least recently used ones make room."""
+        if digest in self._entries or features.num_bytes > self._max_bytes:
+            return
+        self._entries[digest] = features
+        self._bytes += features.num_bytes
+        while self._bytes > self._max_bytes:
+            _, dropped = self._entries.popitem(last=False)
+            self._bytes -= dropped.num_bytes
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class VisionEncoder:
+    """Turns image references into features.
+
+    Args:
+        model: A vision-language model of transformers (or its PEFT wrapper).
+        image_processor: Its image processor.
+        images: Where references lead.
+        cache_bytes: Memory for features.
+        num_workers: Threads that decode images.
+    """
+
+    def __init__(
+        self, model: Any, image_processor: Any, images: ImageSource, cache_bytes: int, num_workers: int
+    ) -> None:
+        self._backbone, self._processor, self._images = backbone(model), image_processor, images
+        self._cache, self._workers = FeatureCache(cache_bytes), num_workers
+
+    def __call__(self, references: Mapping[str, str]) -> dict[str, ImageFeatures]:
+        """Encode images that are not in the cache; look the others up.
+
+        Args:
+            references: Digest of each image, and where it is found.
+
+        Returns:
+            Features by digest.
+
+        Raises:
+            ImageError: If an image cannot be used.
+        """
+        found = {digest: features for digest in references if (features := self._cache.get(digest))}
+        missing = {digest: reference for digest, reference in references.items() if digest not in found}
+        for digests, inputs in self._inputs(missing):
+            for digest, features in zip(digests, self._encode(inputs), strict=True):
+                self._cache.put(digest, features)
+                found[digest] = features
+        return found
+
+    def _inputs(self, references: Mapping[str, str]) -> Iterator[tuple[list[str], list[Any]]]:
+        """Preprocess images, in groups that fit one pass through the vision tower."""
+        digests: list[str] = []
+        inputs: list[Any] = []
+        with ThreadPoolExecutor(self._workers) as pool:
+            for digest, pixels in zip(references, pool.map(self._preprocess, references.values()), strict=True):
+                if digests and sum(len(x["pixel_values"]) for x in (*inputs, pixels)) > MAX_PATCHES:
+                    yield digests, inputs
+                    digests, inputs = [], []
+                digests.append(digest)
+                inputs.append(pixels)
+        if digests:
+            yield digests, inputs
+
+    def _preprocess(self, reference: str) -> Any:
+        image: Image.Image = self._images.load(reference)
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise ImageError(
+                reference, f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT} times its width"
+            )
+        return self._processor(images=[image], return_tensors="pt")
+
+    @torch.inference_mode()
+    def _encode(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
+        pixels = torch.cat([x["pixel_values"] for x in inputs]).to(self._backbone.device)
+        grid = torch.cat([x["image_grid_thw"] for x in inputs])
+        out = self._backbone.get_image_features(pixels, grid.to(pixels.device), return_dict=True)
+        sizes = [len(tokens) for tokens in out.pooler_output]
+        layers = [_split(layer, sizes) for layer in getattr(out, "deepstack_features", None) or ()]
+        return [
+            ImageFeatures(tokens.clone(), grid[i : i + 1], tuple(layer[i].clone() for layer in layers))
+            for i, tokens in enumerate(out.pooler_output)
+        ]
+
+
+def _split(layer: Any, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """One tensor per image, whether transformers has split the layer already or not."""
+    return torch.split(layer, list(sizes)) if isinstance(layer, Tensor) else layer
+
+
+def backbone(model: Any) -> Any:
+    """The multimodal model without language head and PEFT wrapper."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return model.base_model
+
+
+def encoder_outputs(images: Sequence[ImageFeatures]) -> dict[str, Any] | None:
+    """The ``mm_encoder_outputs`` argument of a model's forward, for images in order of appearance."""
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    tokens: Any = [image.tokens for image in images]  # transformers declares tensors and means lists, one per image
+    if not images:
+        return None
+    if not images[0].deepstack:
+        return {"image": BaseModelOutputWithPooling(pooler_output=tokens)}
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    layers: Any = [list(layer) for layer in zip(*(image.deepstack for image in images), strict=True)]
+    return {"image": BaseModelOutputWithDeepstackFeatures(pooler_output=tokens, deepstack_features=layers)}

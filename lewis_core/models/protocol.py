@@ -1,0 +1,23 @@
+"""What the game, description generation and the evaluations need of a model, in this process or over HTTP."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
+
+
+class AnsweringModel(Protocol):
+    """A vision-language model that scores games, chooses answers and writes text.
+
+    ``VisionLanguageModel`` runs in this process, ``HttpModel`` asks a service, ``FakeModel`` (in
+    :mod:`lewis_core.testing`) answers from a function. An outage raises; it is never an answer.
+    """
+
+    def score(self, games: Sequence[ScoreGame]) -> list[GameScores]:
+        """Score every description of each game against every candidate."""
+
+    def choose(self, items: Sequence[ChoiceItem]) -> list[list[ChoiceAnswer]]:
+        """Answer multiple-choice questions about images."""
+
+    def generate(self, items: Sequence[GenerateItem]) -> list[list[str]]:
+        """Continue prompts; completions without prompt and special tokens."""

@@ -1,0 +1,57 @@
+"""All stages, in the order in which a run goes through them.
+
+What each function takes and writes is said in its docstring; how it is cached, in :mod:`lewis_core.stages`.
+"""
+
+from lewis_core.stages import Stage
+
+SERVICE = ("lewis_core.listener.service", "lewis_core.models.vlm", "lewis_core.prompts")
+"""What a model service runs: its source decides the answers of every stage that asks one."""
+
+RENDER_PHOTOS = Stage("render-photos", "lewis_core.pocket.photos:render_photos", isolated=True)
+BUILD_CATALOG = Stage("build-catalog", "lewis_core.data.catalog:build_catalog", isolated=True)
+SPLIT_CONCEPTS = Stage("split-concepts", "lewis_core.data.splits:split_concepts")
+EMBED_IMAGES = Stage("embed-images", "lewis_core.retrieval.embedding:embed_images", isolated=True)
+MINE_DISTRACTORS = Stage("mine-distractors", "lewis_core.retrieval.mining:mine_distractors")
+BUILD_GAMES = Stage("build-games", "lewis_core.data.games:build_games")
+BUILD_DATASET = Stage("build-dataset", "lewis_core.data.datasets:build_dataset", isolated=True)
+TRAIN_SPEAKER = Stage("train-speaker", "lewis_core.training.speaker:train_speaker", isolated=True, asks=SERVICE)
+DESCRIBE_CONCEPTS = Stage("describe-concepts", "lewis_core.descriptions.generate:describe_concepts", isolated=True)
+INDEX_DATABASE = Stage("index-database", "lewis_core.retrieval.index:index_database", isolated=True)
+PLAY_GAMES = Stage("play-games", "lewis_core.evaluation.game:play_games", isolated=True, asks=SERVICE)
+EVALUATE_IDENTIFICATION = Stage(
+    "evaluate-identification",
+    "lewis_core.evaluation.identification:evaluate_identification",
+    isolated=True,
+    asks=SERVICE,
+)
+EVALUATE_RECOGNITION = Stage(
+    "evaluate-recognition", "lewis_core.evaluation.recognition:evaluate_recognition", isolated=True, asks=SERVICE
+)
+EVALUATE_VQA = Stage("evaluate-vqa", "lewis_core.evaluation.vqa:evaluate_vqa", isolated=True, asks=SERVICE)
+EVALUATE_DESCRIPTIONS = Stage("evaluate-descriptions", "lewis_core.evaluation.descriptions:evaluate_descriptions")
+COMPARE_SPEAKERS = Stage("compare-speakers", "lewis_core.evaluation.compare:compare_speakers")
+BUILD_REPORT = Stage("build-report", "lewis_core.report.build:build_report", isolated=True)
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        RENDER_PHOTOS,
+        BUILD_CATALOG,
+        SPLIT_CONCEPTS,
+        EMBED_IMAGES,
+        MINE_DISTRACTORS,
+        BUILD_GAMES,
+        BUILD_DATASET,
+        TRAIN_SPEAKER,
+        DESCRIBE_CONCEPTS,
+        INDEX_DATABASE,
+        PLAY_GAMES,
+        EVALUATE_IDENTIFICATION,
+        EVALUATE_RECOGNITION,
+        EVALUATE_VQA,
+        EVALUATE_DESCRIPTIONS,
+        COMPARE_SPEAKERS,
+        BUILD_REPORT,
+    )
+}

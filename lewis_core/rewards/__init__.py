@@ -1,0 +1,1 @@
+"""Rewards: pure functions of parsed text and listener probabilities, and their one TRL adapter."""

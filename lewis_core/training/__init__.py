@@ -1,0 +1,1 @@
+"""GRPO training of the speaker through TRL."""

@@ -1,0 +1,140 @@
+"""From the trainer's events to a :class:`~lewis_core.reporting.Reporter` and to files."""
+
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lewis_core.reporting import Reporter
+from lewis_core.training.trainer import SpeakerTrainer
+
+logger = logging.getLogger(__name__)
+METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+_DROPPED = ("epoch", "num_tokens", "total_flos", "clip_ratio", "step_time")
+
+
+def rename_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Choose and name what is tracked of a step's logs: finite numbers, parts of the reward as ``rewards/<name>``.
+
+    >>> rename_metrics({"rewards/format/mean": 1, "rewards/format/std": 0.2, "kl": 0.5, "epoch": 2, "loss": None})
+    {'rewards/format': 1.0, 'kl': 0.5}
+    """
+    metrics = {}
+    for name, value in logs.items():
+        if not isinstance(value, int | float) or not math.isfinite(value) or name.startswith(_DROPPED):
+            continue
+        if name.startswith("rewards/"):
+            if name.endswith("/std"):
+                continue
+            name = name.removesuffix("/mean")  # noqa: PLW2901
+        metrics[name] = float(value)
+    return metrics
+
+
+def read_rows(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Read a JSONL file of rows with a ``step``; a cut last line and rows after ``last_step`` are left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if last_step is None or row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+class ReportCallback(TrainerCallback):
+    """Tells the reporter, and two JSONL files, what happens at every step.
+
+    The files hold no times, so that equal runs write equal bytes; the reporter gets the seconds of each step.
+
+    Args:
+        trainer: Whose sample completions are shown.
+        reporter: Sink for metrics, progress and tables.
+        folder: Where ``metrics.jsonl`` and ``completions.jsonl`` grow; rows after the step that training resumes
+            from are removed.
+        sample_steps: Steps between tables of sample completions.
+    """
+
+    def __init__(self, trainer: SpeakerTrainer, reporter: Reporter, folder: Path, sample_steps: int) -> None:
+        self._trainer, self._reporter, self._folder, self._sample_steps = trainer, reporter, folder, sample_steps
+        self._started, self._first_step, self._step_started = 0.0, 0, 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Cut the files back to the step that training starts from."""
+        self._started, self._first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            for name in (METRICS, COMPLETIONS):
+                rows = read_rows(self._folder / name, state.global_step)
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                (self._folder / name).write_text(text, encoding="utf-8")
+            self._reporter.progress(state.global_step, state.max_steps, "steps")
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock."""
+        self._step_started = time.monotonic()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Track a step's metrics, and now and then its completions."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        now, step = time.monotonic(), state.global_step
+        metrics, step_s = rename_metrics(logs), now - self._step_started
+        self._reporter.log_metrics({**metrics, "step_s": step_s}, step)
+        self._append(METRICS, [{"step": step, **metrics}])
+        if step % self._sample_steps == 0 or step in (1, state.max_steps):
+            samples = self._trainer.samples()
+            self._append(COMPLETIONS, [{"step": step, **row} for row in samples])
+            self._reporter.log_table("completions", samples, step)
+        left = (now - self._started) / (step - self._first_step) * (state.max_steps - step)
+        shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "listener/accuracy") if name in metrics)
+        logger.info("step %d/%d, %s, %.1f s, %.0f s left", step, state.max_steps, shown, step_s, left)
+        self._reporter.progress(step, state.max_steps, "steps")
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        with (self._folder / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM: finish the step, save a checkpoint, stop. In multi-process training all processes stop together."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        """Whether training was stopped by the signal."""
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop if any process was asked to."""
+        if any(gather_object([self._asked])) and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True

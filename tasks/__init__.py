@@ -1,0 +1,1 @@
+"""Prefect tasks: thin wrappers around the stages; processes, services and tracking."""

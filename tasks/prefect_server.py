@@ -1,0 +1,70 @@
+"""A Prefect server for one command, when none is configured.
+
+Prefect starts one itself in that case, but leaves it behind when the command is killed. This one is a guarded process:
+it ends with the command however that ends.
+"""
+
+import contextlib
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    get_current_settings,
+    temporary_settings,
+)
+
+from lewis_core.errors import ProcessError
+from tasks.processes import Process
+from tasks.services import free_port
+
+_for_good = contextlib.ExitStack()
+_ENVIRONMENT = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+"""What Prefect sets for a server of its own: no UI, and nothing that only a lasting server needs."""
+
+
+def ensure_prefect_server(log: Path) -> str:
+    """Make a Prefect API available to this process: the configured one, or one that ends when this process has ended.
+
+    The server has to outlive every exit handler, as Prefect sends its last logs and events from there; so nobody stops
+    it but its guard.
+
+    Args:
+        log: File that gets the server's output.
+
+    Returns:
+        Address of the API.
+
+    Raises:
+        ProcessError: If the server ends while starting or is not ready in time; carries its last lines.
+    """
+    configured: str | None = PREFECT_API_URL.value()
+    if configured:
+        return configured
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"]
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    server = Process("prefect-server", command, log, env={**settings, **_ENVIRONMENT}, is_scoped=False)
+    url = f"http://127.0.0.1:{port}/api"
+    try:
+        _wait_ready(server, url, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value())
+    except BaseException:
+        server.stop()
+        raise
+    _for_good.enter_context(temporary_settings({PREFECT_API_URL: url}))
+    return url
+
+
+def _wait_ready(server: Process, url: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while server.is_alive and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=2.0, trust_env=False).status_code == httpx.codes.OK:
+                return
+        time.sleep(0.1)
+    code = 0 if server.is_alive else server.wait()
+    raise ProcessError("prefect-server", code, [*server.tail, f"no answer at {url} within {timeout_s:g} s"])

@@ -1,0 +1,226 @@
+"""One run of the pipeline: its settings, store, services and tracking, and what was computed in it."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+from prefect import Task
+from prefect import runtime as prefect_runtime
+from prefect.futures import PrefectFuture
+
+from lewis_core.artifacts import ArtifactRef, ArtifactStore, digest_json
+from lewis_core.config.base import FrozenConfig, ModelRef, Runtime
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.errors import ConfigError
+from lewis_core.models.files import model_identity
+from lewis_core.stages import Stage, find_result, stage_key
+from tasks.logs import arrange_logs
+from tasks.processes import process_scope
+from tasks.services import ModelService, listener_command
+from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
+from tasks.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+
+class PipelineRun:
+    """What the steps of a flow share.
+
+    Args:
+        config: Settings of the run.
+        tracker: MLflow.
+    """
+
+    def __init__(self, config: PipelineConfig, tracker: Tracker) -> None:
+        self.config, self.tracker = config, tracker
+        work_dir = config.run.work_dir.absolute()
+        self.store = ArtifactStore(work_dir / "store")
+        self.log_dir = work_dir / "logs"
+        self.results_dir = work_dir / "results"
+        self.results_dir.mkdir(parents=True, exist_ok=True)
+        self.data_root: Path | None = None
+        """Folder that image paths are relative to; set once the photos are found."""
+        self.started = time.monotonic()
+        self.wall_s: dict[str, float] = {}
+        """Seconds of each computed stage, by title."""
+        self.requested: list[str] = []
+        """Titles of all stages asked for, in order."""
+        self._run_ids: dict[str, str | None] = {}
+        self._services: dict[str, ModelService] = {}
+        self._forced: set[str] = set()
+        self._lock = threading.Lock()
+
+    def stage(
+        self, stage: Stage, /, label: str = "", service: ModelService | None = None, **arguments: object
+    ) -> ArtifactRef:
+        """Run a stage as a Prefect task, or take what is there.
+
+        Args:
+            stage: Which.
+            label: What tells this call from others of the same stage.
+            service: The model that it asks.
+            arguments: What identifies it.
+
+        Returns:
+            Handle to its artifact.
+        """
+        return self.submit(stage, label, service, **arguments).result()
+
+    def submit(
+        self, stage: Stage, /, label: str = "", service: ModelService | None = None, **arguments: object
+    ) -> "PrefectFuture[ArtifactRef]":
+        """Like :meth:`stage`, in a thread of the task runner."""
+        prepared = self._prepare(stage, label, arguments)
+        return prepared.submit(arguments, Opaque(StageCall(self, label, service)))
+
+    def map(self, stage: Stage, /, over: str, values: Sequence[str], **arguments: object) -> list[ArtifactRef]:
+        """Run a stage once for each value of one argument.
+
+        Args:
+            stage: Which.
+            over: Name of the argument that varies; its value is the label.
+            values: Its values.
+            arguments: The other arguments.
+
+        Returns:
+            Handles, in the order of ``values``.
+        """
+        calls = [{over: value, **arguments} for value in values]
+        task = stage_task(stage)
+        for value, call in zip(values, calls, strict=True):
+            task = self._prepare(stage, value, call)
+        opaques = [Opaque(StageCall(self, value)) for value in values]
+        return list(task.map(calls, opaques).result()) if calls else []
+
+    def find(self, stage: Stage, /, **arguments: object) -> ArtifactRef | None:
+        """Return a stage's artifact if it is there, without running anything."""
+        return find_result(stage, self.store, arguments)
+
+    def _prepare(self, stage: Stage, label: str, arguments: Mapping[str, object]) -> "Task[..., ArtifactRef]":
+        name, key = title(stage, label), stage_key(stage, arguments)
+        is_forced = stage.name in self.config.run.force
+        with self._lock:
+            self.requested.append(name)
+            if is_forced and key not in self._forced:
+                self._forced.add(key)
+                self.store.discard(stage.name, key)
+        return stage_task(stage).with_options(result_storage=self.results_dir, refresh_cache=is_forced)
+
+    def computed(self, name: str, wall_s: float, run_id: str | None) -> None:
+        """Note that a stage was computed in this run."""
+        with self._lock:
+            self.wall_s[name] = round(wall_s, 2)
+            self._run_ids[name] = run_id
+
+    @property
+    def cached(self) -> list[str]:
+        """Titles of stages whose result was there."""
+        return [name for name in self.requested if name not in self.wall_s]
+
+    def tracking_id(self, stage: Stage, label: str = "") -> str | None:
+        """MLflow run of a stage computed in this run."""
+        return self._run_ids.get(title(stage, label))
+
+    def service(self, role: str, ref: ModelRef) -> ModelService:
+        """Offer a model behind HTTP; the same model is one service, whatever roles it has.
+
+        It starts when a stage first needs it and ends with the run, or when it is stopped.
+        """
+        if self.data_root is None:
+            raise ConfigError("a model service needs the photos' folder: find the photos first")
+        known = digest_json(model_identity(ref))
+        with self._lock:
+            if known not in self._services:
+                root, runtime = self.data_root, self.config.run.runtime
+                self._services[known] = ModelService(
+                    role,
+                    lambda port: listener_command(ref, root, runtime, port),
+                    self.log_dir / f"service-{role}.log",
+                    self.config.run.listener_start_timeout_s,
+                )
+            return self._services[known]
+
+    def stop_services(self, keep: Sequence[ModelRef] = ()) -> None:
+        """End all services but those of some models, so that their memory is free."""
+        kept = {digest_json(model_identity(ref)) for ref in keep}
+        for known, service in list(self._services.items()):
+            if known not in kept:
+                service.stop()
+
+    def facts(self) -> dict[str, object]:
+        """Time and cache of the run, for reports."""
+        return {
+            "wall_s": {**self.wall_s, "total": round(time.monotonic() - self.started, 2)},
+            "cache_hits": len(self.cached),
+            "computed": len(self.wall_s),
+        }
+
+
+def decide_precision(settings: FrozenConfig, runtime: Runtime) -> FrozenConfig:
+    """Replace every model's precision ``auto`` by what it is here, so that identities say what was computed.
+
+    Args:
+        settings: A model, or settings that hold models.
+        runtime: The device that models run on.
+
+    Returns:
+        The settings; models on a GPU run in bfloat16, others in float32, unless told otherwise.
+    """
+
+    def decide(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(map(decide, value))
+        return decide_precision(value, runtime) if isinstance(value, FrozenConfig) else value
+
+    if isinstance(settings, ModelRef):
+        found = "bfloat16" if has_gpu(runtime) else "float32"
+        return settings.model_copy(update={"dtype": found}) if settings.dtype == "auto" else settings
+    return settings.model_copy(update={name: decide(getattr(settings, name)) for name in type(settings).model_fields})
+
+
+@contextlib.contextmanager
+def pipeline_run(config: PipelineConfig, flow: str) -> Iterator[PipelineRun]:
+    """Open a run for the body of a flow; whatever ends the body ends every process and closes the MLflow run.
+
+    Args:
+        config: Settings; precision ``auto`` is decided here.
+        flow: Name of the flow.
+
+    Yields:
+        The run.
+    """
+    arrange_logs()
+    config = cast(PipelineConfig, decide_precision(config, config.run.runtime))
+    work_dir = config.run.work_dir.absolute()
+    tags = {
+        "lewis.flow": flow,
+        "lewis.settings_digest": digest_json(config.model_dump(mode="json", exclude={"run"})),
+        "prefect.flow_run_id": str(prefect_runtime.flow_run.id or ""),
+        "prefect.flow_run_name": str(prefect_runtime.flow_run.name or ""),
+    }
+    tracker = Tracker(config.run.tracking, work_dir, f"{config.run.name} {flow}", tags)
+    tracker.parent().params(config.model_dump(mode="json"))
+    run = PipelineRun(config, tracker)
+    status = "KILLED"
+    try:
+        with process_scope():
+            yield run
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        close(run, status)
+
+
+def close(run: PipelineRun, status: str) -> None:
+    """Record what was computed and what was there already, and end the MLflow run."""
+    parent = run.tracker.parent()
+    parent.tags({f"cached.{number:02d}": name for number, name in enumerate(run.cached)})
+    parent.metrics({f"wall_s/{name.replace(' ', '/')}": wall_s for name, wall_s in run.wall_s.items()})
+    parent.metrics({"cache_hits": len(run.cached), "computed": len(run.wall_s)})
+    run.tracker.end(status)

@@ -1,0 +1,274 @@
+"""One Prefect task for every stage of :mod:`lewis_core.pipeline`.
+
+The cache key is the stage's own identity (settings, content of its inputs, source), results are handles to artifacts
+as JSON, and a handle whose artifact is gone or was changed is a cache miss. Retries are kept for what a retry can
+help: a model service that went away, which is started again first.
+"""
+
+import ast
+import contextvars
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import Task, get_run_logger, task
+from prefect.cache_policies import CachePolicy
+from prefect.client.schemas import State
+from prefect.context import TaskRunContext
+from pydantic import BaseModel
+
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import Runtime
+from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.errors import ListenerBusyError, ListenerUnavailableError, ProcessError
+from lewis_core.pipeline import TRAIN_SPEAKER
+from lewis_core.records import JsonObject
+from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
+from tasks.events import StageEvents
+from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
+from tasks.processes import is_closing, run_process
+from tasks.services import ModelService
+
+if TYPE_CHECKING:
+    from tasks.run import PipelineRun
+    from tasks.tracking import StageTracker
+
+USES_A_GPU = ("embed-images", "train-speaker", "describe-concepts", "index-database")
+RETRY_DELAYS_S = [2.0, 10.0, 30.0]
+
+
+@dataclass
+class StageCall:
+    """What a stage's task needs beside the arguments that identify the stage."""
+
+    run: "PipelineRun"
+    label: str = ""
+    """What tells it from other calls of the same stage, e.g. a category or a speaker."""
+    service: ModelService | None = None
+    """The model that it asks."""
+
+
+class Opaque:
+    """Carries a value through Prefect, which looks into every parameter for results of other tasks."""
+
+    def __init__(self, call: StageCall) -> None:
+        self.call = call
+
+
+@dataclass(kw_only=True)
+class StageIdentity(CachePolicy):
+    """Cache key of a stage: its own identity, whatever process or day it is asked in."""
+
+    stage: Stage
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str:
+        """Combine the stage's name and identity."""
+        return f"{self.stage.name}-{stage_key(self.stage, inputs['arguments'])}"
+
+
+def title(stage: Stage, label: str) -> str:
+    """Stage and what this call of it is about."""
+    return f"{stage.name} {label}".strip()
+
+
+def docstring(stage: Stage) -> str:
+    """First paragraph of the docstring of the stage's function, read without importing it."""
+    source = module_file(stage.module)
+    if source is None:
+        return ""
+    name = stage.function.partition(":")[2]
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return (ast.get_docstring(node) or "").partition("\n\n")[0]
+    return ""
+
+
+def can_retry(_task: object, _task_run: object, state: State[Any]) -> bool:
+    """Whether another attempt can help: the model service went away, and the flow is not ending."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ListenerUnavailableError | ListenerBusyError) and not is_closing()
+
+
+@functools.cache
+def stage_task(stage: Stage) -> Task[..., ArtifactRef]:
+    """Make the Prefect task of a stage."""
+    asks = bool(stage.asks)
+    tags = [name for name, is_so in (("isolated", stage.isolated), ("gpu", stage.name in USES_A_GPU)) if is_so]
+
+    def name_of_call(parameters: dict[str, Any]) -> str:
+        return f"{stage.name} {parameters['opaque'].call.label}".strip()
+
+    @task(
+        name=stage.name,
+        description=f"{docstring(stage)}\n\n`{stage.function}`",
+        tags=[*tags, *(["model-service"] if asks else [])],
+        task_run_name=name_of_call,  # type: ignore[arg-type] # Prefect's protocol wants a class method as well
+        cache_policy=StageIdentity(stage=stage),
+        persist_result=True,
+        result_serializer="json",
+        retries=len(RETRY_DELAYS_S) if asks else 0,
+        retry_delay_seconds=RETRY_DELAYS_S if asks else None,
+        retry_condition_fn=can_retry if asks else None,
+    )
+    def perform(arguments: dict[str, object], opaque: Opaque) -> ArtifactRef:
+        return perform_stage(stage, arguments, opaque.call)
+
+    return perform
+
+
+def perform_stage(stage: Stage, arguments: Mapping[str, object], call: StageCall) -> ArtifactRef:
+    """Run a stage, in this process or in one of its own, tracked and timed.
+
+    Args:
+        stage: What to run.
+        arguments: What identifies it.
+        call: The run it belongs to, its label, the model service it asks.
+
+    Returns:
+        Handle to its artifact.
+
+    Raises:
+        LewisError: Whatever ended the stage.
+    """
+    run, name = call.run, title(stage, call.label)
+    log = get_run_logger()
+    if found := find_result(stage, run.store, arguments):
+        log.info("%s: nothing to do, %s is there", name, found.path)
+        return found
+    started = time.monotonic()
+    tags = {"stage": stage.name, "label": call.label, "stage_key": stage_key(stage, arguments)}
+    with run.tracker.stage(name, tags) as tracked:
+        events = StageEvents(name, log, tracked)
+        values = runtime_values(call)
+        if stage.isolated:
+            ref = run_isolated(stage, arguments, values, run, events)
+        else:
+            ref = run_stage(stage, run.store, arguments, values, events)
+        events.finish(ref.path)
+        wall_s = time.monotonic() - started
+        track_result(tracked, stage, arguments, ref, wall_s)
+    run.computed(name, wall_s, tracked.run_id)
+    log.info("%s: done in %.1f s: %s", name, wall_s, short(ref.summary))
+    return ref
+
+
+def runtime_values(call: StageCall) -> dict[str, object]:
+    """Folders, device and service of this run; the service is started if it does not run."""
+    values: dict[str, object] = {"runtime": call.run.config.run.runtime}
+    if call.run.data_root is not None:
+        values["data_root"] = call.run.data_root
+    if call.service is not None:
+        values["service_url"] = call.service.ensure()
+    return values
+
+
+def track_result(
+    tracked: "StageTracker", stage: Stage, arguments: Mapping[str, object], ref: ArtifactRef, wall_s: float
+) -> None:
+    """Record settings, counts and time of a finished stage."""
+    tracked.params(to_json({"stage": stage.name, **arguments}))
+    counts = {key: float(value) for key, value in ref.summary.items() if isinstance(value, int | float)}
+    tracked.metrics({**counts, "wall_s": wall_s})
+    tracked.tags({"artifact": str(ref.path), "digest": ref.digest})
+
+
+def run_isolated(
+    stage: Stage, arguments: Mapping[str, object], values: Mapping[str, object], run: "PipelineRun", events: StageEvents
+) -> ArtifactRef:
+    """Run a stage in a guarded child process.
+
+    Raises:
+        LewisError: What ended the stage, as the child reported it.
+        ProcessError: If the child ended without saying why, or took too long.
+    """
+    key = stage_key(stage, arguments)
+    log = run.log_dir / f"{stage.name}-{key}.log"
+    spec_file = run.log_dir / f"{stage.name}-{key}.json"
+    spec = LaunchSpec(
+        stage=stage.name,
+        function=stage.function,
+        asks=stage.asks,
+        key=key,
+        store=run.store.root,
+        arguments=to_json(arguments),
+        runtime=to_json(values),
+    )
+    spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    context = contextvars.copy_context()
+    try:
+        run_process(
+            stage.name,
+            launch_command(stage, arguments, run.config.run.runtime, spec_file),
+            log,
+            on_line=lambda line: context.run(events.handle_line, line),
+            timeout_s=run.config.run.stage_timeout_s,
+            env=thread_limits(run.config.run.runtime),
+        )
+    except ProcessError as error:
+        if events.failure is not None:
+            raise events.failure from error
+        if error.code == EXIT_LISTENER_LOST:
+            raise ListenerUnavailableError(f"{stage.name} lost its model service; its log is {log}") from error
+        raise ProcessError(error.name, error.code, [*error.tail, f"(log: {log})"]) from error
+    found = find_result(stage, run.store, arguments)
+    if found is None:
+        raise ProcessError(stage.name, 0, [f"it ended well but published nothing under {key}", f"(log: {log})"])
+    return found
+
+
+def launch_command(stage: Stage, arguments: Mapping[str, object], runtime: Runtime, spec_file: Path) -> list[str]:
+    """Command line of a stage's child process; training goes through ``accelerate launch``."""
+    entry = ["-m", "tasks.launch", str(spec_file)]
+    config = arguments.get("config")
+    if stage.name != TRAIN_SPEAKER.name or not isinstance(config, TrainSpeakerConfig):
+        return [sys.executable, *entry]
+    threads = runtime.torch_threads or max(1, (os.cpu_count() or 1) // config.num_processes)
+    options = ["--num_processes", str(config.num_processes), "--num_machines", "1", "--mixed_precision", "no"]
+    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), "--main_process_port", "0"]
+    if config.num_processes > 1 and has_gpu(runtime):
+        options.append("--multi_gpu")
+    if not has_gpu(runtime):
+        options.append("--cpu")
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *entry]
+
+
+def has_gpu(runtime: Runtime) -> bool:
+    """Whether stages run on a GPU, found out without loading torch."""
+    if runtime.device != "auto":
+        return runtime.device == "cuda"
+    return Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
+
+
+def thread_limits(runtime: Runtime) -> dict[str, str]:
+    """Environment of numeric libraries: the configured threads, which sleep while they wait.
+
+    Spinning threads take the cores from the model service that a stage waits for (seen: steps five times slower).
+    """
+    limits = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return limits if runtime.torch_threads is None else {**limits, "OMP_NUM_THREADS": str(runtime.torch_threads)}
+
+
+def to_json(values: Mapping[str, object]) -> JsonObject:
+    """JSON form of arguments: settings and handles become objects, paths become text."""
+
+    def convert(value: object) -> object:
+        if isinstance(value, BaseModel):
+            return value.model_dump(mode="json")
+        return str(value)
+
+    plain: JsonObject = json.loads(json.dumps(dict(values), default=convert))
+    return plain
+
+
+def short(summary: Mapping[str, object]) -> str:
+    """Counts of a stage on one line."""
+    text = ", ".join(f"{key} {value}" for key, value in summary.items() if not isinstance(value, dict | list))
+    return text[:300] or "nothing counted"

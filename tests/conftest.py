@@ -1,0 +1,42 @@
+"""Fixtures for all tests: a clean environment, no network beyond this machine, one Prefect server where asked for."""
+
+import os
+import tempfile
+
+# Before prefect is imported: its database and results must not be the user's.
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "MLFLOW_", "HF_", "LEWIS_"))]:
+    del os.environ[_name]
+os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="lewis-prefect-")
+os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = os.environ["PREFECT_HOME"] + "/storage"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import shutil  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+import pytest_socket  # noqa: E402
+
+import flows  # noqa: E402, F401 - sets the quiet, offline environment
+
+
+def pytest_runtest_setup() -> None:
+    """Block the network, but for this machine itself."""
+    pytest_socket.socket_allow_hosts(["127.0.0.1", "localhost", "::1"], allow_unix_socket=True)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the Prefect folder of this session."""
+    shutil.rmtree(os.environ["PREFECT_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server for the whole session, without heartbeat threads that would slow every flow by a second."""
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+    with prefect_test_harness(server_startup_timeout=120), temporary_settings(quiet):
+        yield

@@ -1,0 +1,124 @@
+"""The command line: settings in, one line of JSON or one line of error out."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import EXIT_SETTINGS, main
+from flows.settings import load_settings
+from lewis_core.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+POCKET = ROOT / "deployments/settings/pocket.toml"
+
+
+def problem(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(POCKET, overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("training.max_steps=7", "training", "max_steps", 7),
+        ("games.num_candidates = 4", "games", "num_candidates", 4),
+        ("run.name=other", "run", "name", "other"),
+        ('run.name="1.5"', "run", "name", "1.5"),
+        ("run.force=['train-speaker']", "run", "force", ("train-speaker",)),
+    ],
+)
+def test_overrides_are_toml_values(override: str, section: str, field: str, value: object) -> None:
+    assert getattr(getattr(load_settings(POCKET, [override]), section), field) == value
+
+
+def test_an_override_reaches_deep_and_keeps_its_neighbours() -> None:
+    config = load_settings(POCKET, ["training.model.prompts=instruct"])
+    assert config.training.model.prompts == "instruct"
+    assert config.training.model.path == load_settings(POCKET).training.model.path
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.max_stepps=3", "unknown setting training.max_stepps; did you mean training.max_steps?"),
+        ("trainning.max_steps=3", "unknown setting trainning; did you mean training?"),
+        ("training.model.pth=x", "unknown setting training.model.pth; did you mean training.model.path?"),
+        ("source.world.sead=3", "unknown setting source.world.sead; did you mean source.world.seed?"),
+        ("evaluation.vqa.shw=both", "unknown setting evaluation.vqa.shw; did you mean evaluation.vqa.show?"),
+        ("qqq=3", "unknown setting qqq"),
+        ("games.num_candidates=1", "games.num_candidates: Input should be greater than or equal to 2, found 1"),
+        ("training.max_steps", "--set training.max_steps: expected section.key=value"),
+        ("run.name.x=1", "--set run.name.x=1: 'name' is a value, not a section"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_full(override: str, expected: str) -> None:
+    assert expected in problem(override)
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text('[source]\ntype = "pocket"\n')
+    with pytest.raises(ConfigError, match="setting training is missing; setting evaluation is missing"):
+        load_settings(tmp_path / "x.toml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["full-pipeline", "/no/such.toml"], "settings file /no/such.toml cannot be read: No such file"),
+        (["full-pipeline", str(ROOT)], "cannot be read: Is a directory"),
+        (
+            ["full-pipeline", str(POCKET), "--set", 'source={type="folder", root="/no/photos"}'],
+            "source.root: there is no folder /no/photos",
+        ),
+        (
+            ["full-pipeline", str(POCKET), "--set", "training.listener.path=/no/model"],
+            "training.listener.path: there is no model folder /no/model",
+        ),
+        (
+            ["full-pipeline", str(POCKET), "--set", "evaluation.answering.path=pocket:bse"],
+            "evaluation.answering.path: no embedded checkpoint 'pocket:bse'; there are pocket:base",
+        ),
+        (
+            ["full-pipeline", str(POCKET), "--set", "training.model.adapter=/no/adapter"],
+            "training.model.adapter: there is no adapter folder /no/adapter",
+        ),
+        (
+            ["full-pipeline", str(POCKET), "--set", "training.model.path=~/no/such/model"],
+            "training.model.path: there is no model folder ~/no/such/model",
+        ),
+        (
+            ["full-pipeline", str(POCKET), "--set", "encoder.model=local-dir:/no/clip"],
+            "encoder.model: encoder 'local-dir:/no/clip': /no/clip is not an open_clip folder",
+        ),
+        (["full-pipeline", str(POCKET), "--set", "run.force=['trian']"], "no stage is called trian"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == EXIT_SETTINGS
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert expected in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("[run\n")
+    with pytest.raises(ConfigError, match=r"x\.toml is not TOML"):
+        load_settings(tmp_path / "x.toml")
+
+
+def test_help_is_instant() -> None:
+    command = [sys.executable, "-m", "flows", "--help"]
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        times.append(time.monotonic() - started)
+    assert "full-pipeline" in shown.stdout
+    assert min(times) < 1

@@ -1,0 +1,217 @@
+"""Stages as Prefect tasks: cache, damage, force, retries, errors, tracking."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+from prefect import flow
+
+from lewis_core import stages
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.config.evaluation import SpeakerRef
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.errors import CatalogError, LewisError, ProcessError
+from lewis_core.stages import Stage
+from tasks.run import pipeline_run
+from tasks.services import ModelService
+from tests.orchestration.stand_ins import CountConfig, stand_in_command
+
+COUNT = Stage("count", "tests.orchestration.stand_ins:count")
+DOUBLE = Stage("double", "tests.orchestration.stand_ins:double", isolated=True)
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """File with a line for every computation."""
+    return tmp_path / "computed.log"
+
+
+@flow(name="stand-in")
+def count_and_double(config: PipelineConfig, log: str, number: int = 3) -> dict[str, object]:
+    """Two stages, the second in a process of its own."""
+    with pipeline_run(config, "stand-in") as run:
+        settings = CountConfig(number=number, log=log)
+        counted = run.stage(COUNT, config=settings)
+        doubled = run.stage(DOUBLE, label="it", source=counted, config=settings)
+        return {"ref": doubled, "run_id": run.tracker.run_id, "uri": run.tracker.uri, **run.facts()}
+
+
+def computed(log: Path) -> list[str]:
+    return log.read_text().split() if log.exists() else []
+
+
+def test_a_second_run_computes_nothing(config: PipelineConfig, log: Path) -> None:
+    first = count_and_double(config, str(log))
+    ref = first["ref"]
+    assert isinstance(ref, ArtifactRef)
+    assert ref.summary == {"number": 6}
+    assert first["cache_hits"] == 0
+    assert set(first["wall_s"]) == {"count", "double it", "total"}
+    second = count_and_double(config, str(log))
+    assert (second["ref"], second["cache_hits"], second["computed"]) == (ref, 2, 0)
+    assert computed(log) == ["count", "double"]
+
+
+def test_other_settings_are_another_result(config: PipelineConfig, log: Path) -> None:
+    count_and_double(config, str(log), number=3)
+    assert count_and_double(config, str(log), number=4)["ref"].summary == {"number": 8}
+    assert computed(log) == ["count", "double"] * 2
+
+
+@pytest.mark.parametrize("harm", ["delete", "truncate", "folder"])
+def test_a_damaged_output_is_made_again_and_nothing_else(config: PipelineConfig, log: Path, harm: str) -> None:
+    ref = count_and_double(config, str(log))["ref"]
+    file = ref.path / "number.txt"
+    match harm:
+        case "delete":
+            file.unlink()
+        case "truncate":
+            file.write_text("")
+        case "folder":
+            ref.path.rename(ref.path.with_name("elsewhere"))
+    again = count_and_double(config, str(log))["ref"]
+    assert computed(log) == ["count", "double", "double"]
+    assert again.file("number.txt").read_text() == "6"
+
+
+def test_a_lost_prefect_cache_costs_nothing(config: PipelineConfig, log: Path) -> None:
+    count_and_double(config, str(log))
+    for file in (config.run.work_dir / "results").iterdir():
+        file.unlink()
+    assert count_and_double(config, str(log))["cache_hits"] == 2
+    assert computed(log) == ["count", "double"]
+
+
+def test_force_runs_the_named_stage_again(config: PipelineConfig, log: Path) -> None:
+    count_and_double(config, str(log))
+    forced = config.model_copy(update={"run": config.run.model_copy(update={"force": ("count",)})})
+    count_and_double(forced, str(log))
+    # the same number again has the same digest, so the second stage is still good
+    assert computed(log) == ["count", "double", "count"]
+
+
+def test_two_work_folders_share_nothing(config: PipelineConfig, log: Path, tmp_path: Path) -> None:
+    count_and_double(config, str(log))
+    other = config.model_copy(update={"run": config.run.model_copy(update={"work_dir": tmp_path / "other"})})
+    ref = count_and_double(other, str(log))["ref"]
+    assert ref.path.is_relative_to(tmp_path / "other")
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_an_error_on_purpose_is_not_retried_and_keeps_its_class(
+    config: PipelineConfig, log: Path, isolated: bool
+) -> None:
+    @flow
+    def refusing() -> None:
+        with pipeline_run(config, "refusing") as run:
+            run.stage(
+                Stage("refuse", "tests.orchestration.stand_ins:refuse", isolated), config=CountConfig(log=str(log))
+            )
+
+    with pytest.raises(CatalogError, match="no photos in /somewhere; put some there"):
+        refusing()
+    assert computed(log) == ["refuse"]
+    assert not [path for path in (config.run.work_dir / "store").glob("refuse/*") if path.is_dir()]
+
+
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_lost_service_is_started_again_and_the_stage_retried(
+    config: PipelineConfig, log: Path, tmp_path: Path, isolated: bool
+) -> None:
+    function = "tests.orchestration.stand_ins:lose_listener_once"
+    stage = Stage("ask", function, isolated, asks=("tests.orchestration.stand_ins",))  # only these are tried again
+
+    @flow
+    def losing() -> ArtifactRef:
+        with pipeline_run(config, "losing") as run:
+            service = ModelService("listener", stand_in_command, tmp_path / "service.log", ready_s=20.0)
+            service.ensure()
+            assert service._process is not None
+            service._process.ask_to_end()  # it dies before the first attempt and is started for it
+            return run.stage(stage, service=service, config=CountConfig(log=str(log)))
+
+    assert losing().file("ok.txt").read_text() == "ok"
+    urls = computed(log)
+    assert len(urls) == 2
+    assert all(url.startswith("http://127.0.0.1:") for url in urls)
+
+
+def test_source_that_changes_while_a_flow_runs_is_said(
+    config: PipelineConfig, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = stages.source_digest
+
+    def digest_of_yesterday(*modules: str) -> str:
+        return f"yesterday {digest(*modules)}"
+
+    @flow
+    def outdated() -> None:
+        with pipeline_run(config, "outdated") as run:
+            counted = run.stage(COUNT, config=CountConfig(log=str(log)))
+            monkeypatch.setattr(stages, "source_digest", digest_of_yesterday)  # the child reads what is there today
+            run.stage(DOUBLE, source=counted, config=CountConfig(log=str(log)))
+
+    with pytest.raises(LewisError, match=r"changed while the flow was running: .*run the command again"):
+        outdated()
+    assert computed(log) == ["count"]
+
+
+def test_a_stage_that_takes_too_long_is_ended(config: PipelineConfig, log: Path) -> None:
+    hurried = config.model_copy(update={"run": config.run.model_copy(update={"stage_timeout_s": 2.0})})
+
+    @flow
+    def hanging() -> None:
+        with pipeline_run(hurried, "hanging") as run:
+            stage = Stage("hang", "tests.orchestration.stand_ins:hang", isolated=True)
+            run.stage(stage, config=CountConfig(log=str(log)))
+
+    with pytest.raises(ProcessError, match="it ran longer than 2 s"):
+        hanging()
+    if log.exists():  # a slow machine may not have come that far
+        assert not psutil.pid_exists(int(log.read_text()))
+
+
+def test_runs_are_tracked_and_nested(config: PipelineConfig, log: Path) -> None:
+    from mlflow import MlflowClient
+
+    result = count_and_double(config, str(log))
+    client = MlflowClient(str(result["uri"]))
+    parent = client.get_run(str(result["run_id"]))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["games.num_candidates"] == "3"
+    children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    by_stage = {child.data.tags["stage"]: child for child in children}
+    assert {name: child.info.status for name, child in by_stage.items()} == {"count": "FINISHED", "double": "FINISHED"}
+    assert by_stage["count"].data.metrics["loss"] == 0.5
+    assert by_stage["double"].data.metrics["loss"] == 0.25  # from the child process
+    assert by_stage["double"].data.metrics["number"] == 6
+    second = client.get_run(str(count_and_double(config, str(log))["run_id"]))
+    assert second.data.tags["cached.00"] == "count"
+    assert second.data.metrics["cache_hits"] == 2
+
+
+def test_an_outage_of_the_tracking_server_does_not_end_a_run(config: PipelineConfig, log: Path) -> None:
+    tracking = config.run.tracking.model_copy(update={"uri": "sqlite:////proc/no/such/folder/mlflow.db"})
+    blind = config.model_copy(update={"run": config.run.model_copy(update={"tracking": tracking})})
+    result = count_and_double(blind, str(log))
+    assert (result["run_id"], result["computed"]) == (None, 2)
+    events = next((config.run.work_dir / "logs").glob("events-*.jsonl")).read_text()
+    assert '"metrics": {"loss": 0.5}' in events
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "float32"), ("cuda", "bfloat16")])
+def test_automatic_precision_is_decided_before_a_stage_sees_it(
+    config: PipelineConfig, device: str, expected: str
+) -> None:
+    said = ModelRef(path="pocket:base", dtype="float32")
+    evaluation = config.evaluation.model_copy(
+        update={"independent": said, "speakers": (SpeakerRef(name="other", model=ModelRef(path="pocket:base")),)}
+    )
+    run = config.run.model_copy(update={"runtime": Runtime(device=device)})
+    with pipeline_run(config.model_copy(update={"run": run, "evaluation": evaluation}), "precision") as opened:
+        found = opened.config
+    assert (found.training.model.dtype, found.training.listener.dtype) == (expected, expected)
+    assert (found.evaluation.answering.dtype, found.evaluation.speakers[0].model.dtype) == (expected, expected)
+    assert found.evaluation.independent == said

@@ -1,0 +1,51 @@
+"""What the steps of a flow decide from the data."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from flows.steps import Photos, has_questions
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.evaluation import VqaConfig
+from lewis_core.records import VqaItem
+from lewis_core.testing import make_catalog, make_database, publish_files
+
+CATALOG = make_catalog({"mug": 3})
+DESCRIBED, TRAINED_ON = CATALOG.concepts[0].id, CATALOG.concepts[2].id
+
+
+def ask_about(tmp_path: Path, asked: list[tuple[str, str | None]] | None) -> tuple[Photos, ArtifactRef]:
+    """Photos with questions about (concept, image), and descriptions of all concepts but the last."""
+    files = {"catalog.json": CATALOG.model_dump_json()}
+    if asked is not None:
+        items = [
+            VqaItem(id=f"{concept}:0", concept=concept, image=image, question="color?", options=("a", "b"), correct=0)
+            for concept, image in asked
+        ]
+        files["questions.jsonl"] = "".join(item.model_dump_json() + "\n" for item in items)
+    catalog = publish_files(tmp_path / "store", "build-catalog", files)
+    database = make_database(CATALOG, {concept.id: "It is red." for concept in CATALOG.concepts[:2]})
+    described = publish_files(tmp_path / "store", "describe-concepts", {"database.json": database.model_dump_json()})
+    return Photos(catalog, splits=catalog, embeddings=catalog), described
+
+
+@pytest.mark.parametrize(
+    ("asked", "show", "expected", "reason"),
+    [
+        ([(TRAINED_ON, None), (DESCRIBED, None)], "description", True, ""),
+        ([(DESCRIBED, "test/a.jpg")], "both", True, ""),
+        ([(DESCRIBED, None)], "both", False, "1 of 1 are about the 2 described concepts, none of these with the photo"),
+        ([(TRAINED_ON, "test/a.jpg")], "description", False, "0 of 1 are about the 2 described concepts"),
+        ([], "description", False, "0 of 0 are about"),
+        (None, "description", False, ""),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, asked: object, show: str, expected: bool, reason: str
+) -> None:
+    photos, database = ask_about(tmp_path, asked)  # type: ignore[arg-type]
+    assert has_questions(photos, database, VqaConfig(show=show)) is expected  # type: ignore[arg-type]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == bool(reason), "photos without questions are nothing to warn about"
+    assert all("left out" in warning and reason in warning for warning in warnings)

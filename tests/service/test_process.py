@@ -1,0 +1,139 @@
+"""The real thing: uvicorn, a tiny random checkpoint, photos on disk."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lewis_core.errors import ListenerError
+from lewis_core.listener.client import HttpModel
+from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
+from lewis_core.testing import write_image, write_tiny_checkpoint
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lewis_core.listener", "--device", "cpu", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    for index in range(3):
+        write_image(root / f"{index}.jpg", index)
+    (root / "broken.jpg").write_bytes(b"\xff\xd8 not a photo")
+    (root / "escape.jpg").symlink_to("/etc/passwd")
+    return root
+
+
+@pytest.fixture(scope="module")
+def service(photos, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    port = free_port()
+    process = start("--model", str(checkpoint), "--image-root", str(photos), "--port", str(port), "--threads", "1")
+    url = f"http://127.0.0.1:{port}"
+    with HttpModel(url) as model:
+        deadline = time.monotonic() + 180
+        while not ((state := model.readiness()[0]) and state.status == "ready"):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    yield process, url
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+def test_a_real_model_answers_over_http(service):
+    with HttpModel(service[1]) as model:
+        [scores] = model.score([ScoreGame(candidates=("0.jpg", "1.jpg"), descriptions=("a red mug",))])
+        [[answer]] = model.choose(
+            [ChoiceItem(image="2.jpg", questions=(Question(prompt="Which?", choices=("A", "B")),))]
+        )
+        [texts] = model.generate([GenerateItem(image="0.jpg", prompt="Say.", max_new_tokens=4)])
+    [row] = scores.yes_probability
+    assert row[0] != row[1]
+    assert answer.log_probs[0] != answer.log_probs[1]
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "status"),
+    [
+        pytest.param("../secret.jpg", 403, id="climbs"),
+        pytest.param("/etc/passwd", 403, id="absolute"),
+        pytest.param("escape.jpg", 403, id="link-outside"),
+        pytest.param("broken.jpg", 422, id="broken"),
+        pytest.param("missing.jpg", 422, id="missing"),
+    ],
+)
+def test_images_outside_and_broken_ones_are_refused(service, image, status):
+    with HttpModel(service[1]) as model, pytest.raises(ListenerError, match=image) as caught:
+        model.score([ScoreGame(candidates=("0.jpg", image), descriptions=("a red mug",))])
+    assert caught.value.status == status
+
+
+def test_a_taken_port_is_said_so(service, photos):
+    port = service[1].rpartition(":")[2]
+    process = start("--model", "pocket:base", "--image-root", str(photos), "--port", port)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 98
+    assert "address already in use" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        pytest.param(["--model", "./no/such/folder"], 3, "there is no model folder ./no/such/folder", id="no-model"),
+        pytest.param(["--model", "{}"], 2, "not a model reference", id="bad-json"),
+        pytest.param(["--model", "x", "--host", "0.0.0.0"], 2, "needs a --token-file", id="open-without-token"),
+    ],
+)
+def test_a_wrong_start_ends_with_the_reason(photos, arguments, status, says):
+    process = start("--image-root", str(photos), "--port", "0", *arguments)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert says in errors
+    assert "Traceback" not in errors
+
+
+def test_sigterm_ends_it_cleanly(service):
+    process, _ = service
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "stopped" in errors
+    assert "Traceback" not in errors
+
+
+def test_sigterm_ends_it_while_the_model_is_loading(photos):
+    process = start("--model", "pocket:base", "--image-root", str(photos), "--port", "0")
+    assert "listening on" in process.stderr.readline()
+    time.sleep(0.5)  # torch is being imported
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+
+
+def test_help_is_quick_and_the_client_is_light():
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "lewis_core.listener", "--help"], check=True, stdout=subprocess.DEVNULL)
+    assert time.monotonic() - started < 3  # 0.3 s on an idle machine
+    code = "import sys, lewis_core.listener.client; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
