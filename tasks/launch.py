@@ -23,6 +23,7 @@ from lewis_core.errors import LewisError, ListenerBusyError, ListenerUnavailable
 from lewis_core.records import JsonObject, Record
 from lewis_core.reporting import EVENT_PREFIX, NullReporter, StreamReporter
 from lewis_core.stages import Stage, run_stage, stage_key
+from lewis_core.training.processes import leave_process_group
 
 EXIT_LISTENER_LOST = 75
 """EX_TEMPFAIL: the same command can go on where it stopped once the listener is back."""
@@ -109,8 +110,10 @@ def main(spec_path: Path) -> int:
         stage = Stage(spec.stage, spec.function, isolated=True, asks=spec.asks)
         run = run_main_process if int(os.environ.get("RANK", "0")) == 0 else run_other_process
         run(stage, spec)
-    except (ListenerUnavailableError, ListenerBusyError) as error:
+        leave_process_group()
+    except (ListenerUnavailableError, ListenerBusyError) as error:  # seen by all processes at the same point
         report_failure(error)
+        leave_process_group()
         return EXIT_LISTENER_LOST
     except LewisError as error:
         report_failure(error)

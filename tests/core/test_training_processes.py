@@ -28,6 +28,7 @@ from lewis_core.records import Description
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl
 from lewis_core.testing import FakeModel
+from lewis_core.training.processes import leave_process_group
 from lewis_core.training.speaker import newest_checkpoint, train_on_rows
 
 root, name, lose = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "lose"
@@ -70,6 +71,7 @@ if lose:
     except ListenerUnavailableError:
         assert newest_checkpoint(work / "checkpoints").name == "checkpoint-1"
 train_on_rows(rows, Listener(says_yes), *arguments)
+leave_process_group()
 '''
 
 
