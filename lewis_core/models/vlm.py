@@ -19,9 +19,10 @@ from lewis_core.errors import ModelError
 from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
 from lewis_core.listener.scoring import captured_mass, yes_log_odds, yes_probability
 from lewis_core.models.answers import YES_NO, answer_token_ids
-from lewis_core.models.continuation import Prefilled, Prompt, Sampling, complete, last_logits
+from lewis_core.models.continuation import Prefilled, Prompt, last_logits
 from lewis_core.models.features import ImageFeatures, VisionEncoder
 from lewis_core.models.images import ImageFolder, ImageSource
+from lewis_core.models.sampling import Sampler, Sampling
 from lewis_core.prompts import PromptSet, prompt_set
 from lewis_core.seeding import stable_seed
 
@@ -99,9 +100,14 @@ class VisionLanguageModel:
         self._merge: int = processor.image_processor.merge_size**2
         config = model.config
         self._image_token: int = config.image_token_id
-        self._banned = [config.image_token_id, config.video_token_id]
         self._pad: int = processor.tokenizer.pad_token_id
-        self._eos = _eos_ids(model, processor.tokenizer)
+        self._sampler = Sampler(
+            model,
+            image_token_id=self._image_token,
+            pad_id=self._pad,
+            eos_ids=_eos_ids(model, processor.tokenizer),
+            banned=[config.image_token_id, config.video_token_id],
+        )
         self._frames = {has_image: _frame(processor, has_image) for has_image in (True, False)}
         self._answers: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -240,9 +246,9 @@ class VisionLanguageModel:
         prompts = [
             self._prompt(ids[index], features[digests[images[index]]] if index in images else None) for index in wanted
         ]
-        state = Prefilled(self._model, prompts, self._image_token, self._pad)
-        rows = [wanted.index(one.item) for one in batch]
-        tokens = complete(state, rows, [one.sampling for one in batch], self._eos, self._banned)
+        place = {item: number for number, item in enumerate(wanted)}
+        written = self._sampler.sample(prompts, [place[one.item] for one in batch], [one.sampling for one in batch])
+        tokens = [completion.ids for completion in written]
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [(one.item, text) for one, text in zip(batch, texts, strict=True)]
 
@@ -258,6 +264,7 @@ class VisionLanguageModel:
                 if self._batch_size == 1:
                     raise ModelError("one image with one question alone does not fit into the GPU's memory") from error
                 self._batch_size //= 2
+                self._sampler.clear()
                 logger.warning("out of GPU memory: going on with %d rows a batch", self._batch_size)
             if self._model.device.type == "cuda" and start < len(work):
                 torch.cuda.empty_cache()
@@ -269,7 +276,7 @@ class VisionLanguageModel:
             return Prompt(opening + ids)
         at = opening.index(self._image_token)
         visual = [self._image_token] * (int(image.grid.prod()) // self._merge)
-        return Prompt(opening[:at] + visual + opening[at + 1 :] + ids, image)
+        return Prompt(opening[:at] + visual + opening[at + 1 :] + ids, (image,))
 
     def _encode_texts(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Tokens from the prompt's text to the end of the chat. Special tokens spelled out in a text stay text."""

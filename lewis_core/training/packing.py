@@ -87,7 +87,7 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int, pad_id: int) 
         input_ids[number, :end], labels[number, :end], segment[number, :end] = row.ids, row.labels, row.segment
         positions[:, number, :end] = row.positions
     device = backbone(model).device
-    images = tuple(group.prompt.image for group in groups if group.prompt.image is not None)
+    images = tuple(image for group in groups for image in group.prompt.images)
     return Packed(input_ids.to(device), positions.to(device), labels.to(device), _visible(segment.to(device)), images)
 
 
@@ -108,11 +108,13 @@ def _lay_out(model: Any, group: Group, image_token_id: int) -> _Row:
 
 def prompt_positions(model: Any, prompt: Prompt, image_token_id: int) -> Tensor:
     """M-RoPE positions of a prompt: (3, tokens)."""
-    if prompt.image is None:
+    if not prompt.images:
         return torch.arange(len(prompt.ids)).expand(3, -1)
     ids = torch.tensor([prompt.ids])
     positions: Tensor = backbone(model).get_rope_index(
-        ids, mm_token_type_ids=(ids == image_token_id).int(), image_grid_thw=prompt.image.grid
+        ids,
+        mm_token_type_ids=(ids == image_token_id).int(),
+        image_grid_thw=torch.cat([image.grid for image in prompt.images]),
     )[0]
     return positions[:, 0]
 

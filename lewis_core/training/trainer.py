@@ -19,8 +19,9 @@ from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from lewis_core.errors import ListenerUnavailableError
-from lewis_core.models.continuation import Prefilled, Prompt, Sampling, complete
+from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import ImageFeatures
+from lewis_core.models.sampling import Sampler, Sampling
 from lewis_core.rewards.trl import OUTAGES, ListenerReward
 from lewis_core.seeding import stable_seed
 from lewis_core.training.packing import IGNORE, Group, pack
@@ -57,6 +58,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._prompt_of_row: list[int] = []
         self._image_token: int = self.model.config.image_token_id
         self._banned = [self.model.config.image_token_id, self.model.config.video_token_id]
+        self._sampler: Sampler | None = None
 
     def check_groups(self) -> None:
         """Check that no group of completions is spread over micro-batches.
@@ -105,7 +107,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     def _prompt(self, text: str, image: ImageFeatures) -> Prompt:
         token: str = self.processing_class.image_token
         expanded = text.replace(token, token * len(image.tokens), 1)
-        return Prompt(self._tokenizer.encode(expanded, add_special_tokens=False), image)
+        return Prompt(self._tokenizer.encode(expanded, add_special_tokens=False), (image,))
 
     def _generate_single_turn(
         self,
@@ -126,31 +128,23 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
             )
             for row in rows
         ]
-        completions: list[list[int]] = []
-        step = self.args.per_device_train_batch_size
-        with (
-            unwrap_model_for_generation(
-                self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-            ) as model,
-            torch.no_grad(),
-        ):
-            was_training = model.training
-            model.eval()  # no dropout, and no checkpointing, which would drop the cache
-            for start in range(0, len(rows), step):
-                completions += self._sample(model, rows[start : start + step], sampling[start : start + step])
-            model.train(was_training)
-        return completions, None
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
+        ) as model:
+            sampler = self._sampler_of(model)
+            written = sampler.sample(self._prompts, self._prompt_of_row, sampling)
+        return [one.ids if one.end is None else [*one.ids, one.end] for one in written], None
 
-    def _sample(self, model: Any, rows: Sequence[int], sampling: Sequence[Sampling]) -> list[list[int]]:
-        numbers = list(dict.fromkeys(self._prompt_of_row[row] for row in rows))
-        place = {number: index for index, number in enumerate(numbers)}
-        pad = self._tokenizer.pad_token_id
-        state = Prefilled(model, [self._prompts[number] for number in numbers], self._image_token, pad)
-        written = complete(
-            state, [place[self._prompt_of_row[row]] for row in rows], sampling, self.eos_token_ids, self._banned
-        )
-        end = [self._tokenizer.eos_token_id]
-        return [ids + end if len(ids) < self.max_completion_length else ids for ids in written]
+    def _sampler_of(self, model: Any) -> Sampler:
+        if self._sampler is None:
+            self._sampler = Sampler(
+                model,
+                image_token_id=self._image_token,
+                pad_id=self._tokenizer.pad_token_id,
+                eos_ids=self.eos_token_ids,
+                banned=self._banned,
+            )
+        return self._sampler
 
     # Rewards ---------------------------------------------------------------------------------------------------
 
