@@ -1,0 +1,183 @@
+"""Many continuations of many prompts in one row: ``[prompt | suffix 1 | … | suffix G | prompt | suffix 1 | …]``.
+
+A suffix sees its prompt and itself, and goes on at the position where the prompt ends, so values and gradients equal
+those of separate sequences; each prompt is computed once. The vision tower is frozen and stays outside: prompts hold
+image features.
+
+A model attends to such a row by :mod:`lewis_core.models.attention`, or with a dense mask if it is set to transformers'
+``sdpa`` or ``eager`` (its cost grows with the square of the row).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from lewis_core.models.attention import ATTENTION, Layout, Span
+from lewis_core.models.continuation import Prompt, prompt_positions
+from lewis_core.models.features import ImageFeatures, backbone, encoder_outputs
+
+IGNORE = -100
+"""Label of places where no token is expected."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its suffixes. Make it with :meth:`of_questions` or :meth:`of_completions`."""
+
+    prompt: Prompt
+    suffixes: Sequence[Tensor]
+    """What the model reads after the prompt: token ids (tokens,)."""
+    labels: Sequence[Tensor] | None = None
+    """The token expected after each token of the suffixes."""
+    is_repeating: bool = False
+    """Whether suffixes repeat the prompt's last token, which then is no part of the prompt."""
+
+    def __post_init__(self) -> None:
+        if not self.suffixes or not all(len(suffix) for suffix in self.suffixes):
+            raise ValueError("a group needs at least one suffix, and each suffix at least one token")
+
+    @classmethod
+    def of_questions(cls, prompt: Prompt, questions: Sequence[Sequence[int]]) -> Self:
+        """For answers: what the model would say after each question (token ids, at least one each)."""
+        return cls(prompt, [torch.as_tensor(question, dtype=torch.long) for question in questions])
+
+    @classmethod
+    def of_completions(cls, prompt: Prompt, completions: Sequence[Tensor]) -> Self:
+        """For log-probabilities of completions (token ids, at least one each).
+
+        Each suffix repeats the prompt's last token, whose output predicts the completion's first.
+        """
+        if not all(len(completion) for completion in completions):
+            raise ValueError("a completion needs at least one token: leave empty ones out")
+        last = torch.tensor(prompt.ids[-1:])
+        return cls(prompt, [torch.cat([last, c[:-1].cpu()]) for c in completions], [c.cpu() for c in completions], True)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt in the row."""
+        return len(self.prompt.ids) - self.is_repeating
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row: what the group costs."""
+        return self.prompt_tokens + sum(len(suffix) for suffix in self.suffixes)
+
+    def split(self, max_tokens: int) -> "Iterator[Group]":
+        """Cut into groups of at most ``max_tokens`` tokens, each with the prompt and at least one suffix."""
+        start, total = 0, self.prompt_tokens
+        for end, suffix in enumerate(self.suffixes):
+            if end > start and total + len(suffix) > max_tokens:
+                yield self._part(start, end)
+                start, total = end, self.prompt_tokens
+            total += len(suffix)
+        yield self._part(start, len(self.suffixes))
+
+    def _part(self, start: int, end: int) -> "Group":
+        labels = None if self.labels is None else self.labels[start:end]
+        return replace(self, suffixes=self.suffixes[start:end], labels=labels)
+
+
+def batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
+    """Cut work into rows of at most ``max_tokens`` tokens (more if one prompt with one suffix is longer).
+
+    The suffixes of all batches, one after the other, are those of ``groups``.
+    """
+    batch: list[Group] = []
+    total = 0
+    for group in groups:
+        for part in group.split(max_tokens):
+            if batch and total + part.tokens > max_tokens:
+                yield batch
+                batch, total = [], 0
+            batch.append(part)
+            total += part.tokens
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Groups in one row, on the model's device."""
+
+    input_ids: Tensor
+    """(1, tokens)"""
+    position_ids: Tensor
+    """(3, 1, tokens)"""
+    labels: Tensor
+    """(1, tokens): the token expected *after* each place, -100 where none is."""
+    last: Tensor
+    """(1, tokens): whether it is the last token of a suffix."""
+    segments: Tensor
+    """(2, tokens): number of the group, and 0 for its prompt or the number of the suffix from 1."""
+    layout: Layout
+    images: tuple[ImageFeatures, ...]
+
+    def forward_arguments(self, model: Any) -> dict[str, Any]:
+        """Arguments of the model's forward, but for what is wanted of it (``logits_to_keep``, ``shift_labels``, …)."""
+        text = backbone(model).language_model
+        arguments: dict[str, Any] = {"input_ids": self.input_ids, "position_ids": self.position_ids, "use_cache": False}
+        if images := encoder_outputs(self.images):
+            arguments["mm_encoder_outputs"] = images
+        if text.config._attn_implementation == ATTENTION:
+            return arguments | {"shared_prefix": self.layout}
+        mask = self.mask()
+        if text.config._attn_implementation == "eager":
+            mask = torch.zeros_like(mask, dtype=text.dtype).masked_fill_(~mask, torch.finfo(text.dtype).min)
+        return arguments | {"attention_mask": mask}
+
+    def mask(self) -> Tensor:
+        """Which token sees which: (1, 1, tokens, tokens)."""
+        group, suffix = self.segments
+        place = torch.arange(len(group), device=group.device)
+        visible = (group[:, None] == group) & ((suffix == 0) | (suffix[:, None] == suffix))
+        return (visible & (place[:, None] >= place))[None, None]
+
+
+def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
+    """Lay groups out in one row.
+
+    Args:
+        model: The model (or its PEFT wrapper) that will read it.
+        groups: At least one.
+        image_token_id: Token that stands for a visual token.
+    """
+    ids, positions, labels, suffix_of, group_of, spans = [], [], [], [], [], []
+    at = 0
+    for number, group in enumerate(groups):
+        of_prompt, following = prompt_positions(model, group.prompt, image_token_id)
+        span = Span(at, group.prompt_tokens, tuple(len(suffix) for suffix in group.suffixes))
+        sizes = torch.tensor([span.prompt, *span.suffixes])
+        start = following - group.is_repeating
+        ids += [torch.tensor(group.prompt.ids[: span.prompt], dtype=torch.long), *group.suffixes]
+        positions.append(of_prompt[:, : span.prompt])
+        positions += [torch.arange(start, start + size).expand(3, -1) for size in span.suffixes]
+        labels.append(torch.full((span.prompt,), IGNORE))
+        labels += group.labels or [torch.full((size,), IGNORE) for size in span.suffixes]
+        suffix_of.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes))
+        group_of.append(torch.full((span.end - at,), number))
+        spans.append(span)
+        at = span.end
+    suffixes, device = torch.cat(suffix_of), backbone(model).device
+    segments = torch.stack([torch.cat(group_of), suffixes])
+    is_end = torch.cat([(segments[:, 1:] != segments[:, :-1]).any(0), torch.tensor([True])])
+    on_device = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (
+            torch.cat(ids)[None],
+            torch.cat(positions, 1)[:, None],
+            torch.cat(labels)[None],
+            (is_end & (suffixes > 0))[None],
+            segments,
+        )
+    )
+    images = tuple(image for group in groups for image in group.prompt.images)
+    return Packed(*on_device, layout=Layout(spans, device), images=images)
+
+
+def last_logits(model: Any, packed: Packed) -> Tensor:
+    """Logits of the token after each suffix: (suffixes, vocabulary), in the model's precision."""
+    logits: Tensor = model(**packed.forward_arguments(model), logits_to_keep=packed.last).logits
+    return logits.flatten(0, -2)
