@@ -7,7 +7,7 @@ All state that a step reads or moves lies in tensors of fixed shape, so a step c
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lewis_core.models.continuation import Prefilled
 from lewis_core.models.features import backbone
@@ -59,7 +60,7 @@ class Table:
         banned: Tokens that are never written.
     """
 
-    def __init__(self, model: Any, shape: Shape, eos_ids: Sequence[int], banned: Sequence[int]) -> None:
+    def __init__(self, model: Any, shape: Shape, eos_ids: Collection[int], banned: Sequence[int]) -> None:
         text = backbone(model).config.get_text_config()
         device, dtype = backbone(model).device, backbone(model).dtype
         heads = text.num_key_value_heads
@@ -164,7 +165,7 @@ class Table:
             mine.prompt_values[:count, :, :length] = theirs.prompt_values[place]
             for to, source in ((mine.keys, theirs.keys), (mine.values, theirs.values)):
                 of_rows = source[..., :filled, :].transpose(1, 2).flatten(0, 1)[index]  # (rows, heads, filled, dim)
-                to[..., :filled, :] = of_rows.unflatten(0, (self.shape.prompts, -1)).transpose(1, 2)
+                to[..., :filled, :] = of_rows.view(self.shape.prompts, -1, *of_rows.shape[1:]).transpose(1, 2)
         for name in ("_token", "_position", "_limit", "_warmth", "_draws", "tokens", "logps", "lengths"):
             getattr(self, name).copy_(getattr(other, name)[index])
         self.done.copy_(other.done[index] | ~used)
@@ -225,9 +226,9 @@ class Table:
         if self.shape.fixed:
             of_new = of_new + self._new_mask[:visible]
         weights = torch.cat([of_prompt, of_new], -1).softmax(-1, dtype=self._precision).to(flat.dtype)
-        for_prompt, for_new = weights.split([of_prompt.shape[-1], visible], -1)
-        out = (for_prompt @ store.prompt_values).view_as(folded)
-        out = out + for_new.unflatten(2, (slots, -1)) @ store.values[:, :, :, :visible]
+        for_prompt, for_new = torch.split(weights, [of_prompt.shape[-1], visible], -1)
+        out: Tensor = (for_prompt @ store.prompt_values).view_as(folded)
+        out = out + for_new.view(*folded.shape[:-1], visible) @ store.values[:, :, :, :visible]
         return out.transpose(1, 2).reshape(rows, 1, heads, size)
 
     def _choose(self, logits: Tensor) -> None:
@@ -255,7 +256,8 @@ class Table:
         """Record a step as a CUDA graph, then put back what the recording moved."""
         names = ("_token", "_position", "_at", "_new_mask", "tokens", "logps", "lengths", "done")
         saved = {name: getattr(self, name).clone() for name in names}
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        cuda: Any = torch.cuda
+        stream, current = cuda.Stream(), cuda.current_stream()
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
@@ -286,7 +288,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention in the form that transformers calls; without a table it is transformers' ``sdpa``."""
     if decoding is None:
-        sdpa = AttentionInterface()["sdpa"]
+        sdpa: Callable[..., tuple[Tensor, None]] = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **arguments)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     return decoding.attend(module.layer_idx, query, key, value, factor), None

@@ -151,7 +151,7 @@ class Sampler:
         states = [Prefilled(self._model, prompts[part], self._image_token, self._pad) for part in parts]
         limits = torch.tensor([settings.max_new_tokens for settings in sampling])
         length = max(state.mask.shape[1] for state in states)
-        table = self._table(*rows.shape, length, int(limits.max()))
+        table = self._table(rows.shape[0], rows.shape[1], length, int(limits.max()))
         warmth = torch.tensor([settings.temperature for settings in sampling])
         table.begin(states, rows, limits, warmth, _draws(sampling))
         return table

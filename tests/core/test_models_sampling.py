@@ -60,7 +60,7 @@ class World:
             ids, mm_token_type_ids=(ids == self.image).int(), image_grid_thw=grid
         )
         images = encoder_outputs(prompt.images)
-        logits = self.model(input_ids=ids, position_ids=positions, mm_encoder_outputs=images).logits[0]
+        logits: torch.Tensor = self.model(input_ids=ids, position_ids=positions, mm_encoder_outputs=images).logits[0]
         logits = logits[len(prompt.ids) - 1 :].double()
         logits[:, self.banned] = -torch.inf
         return logits
