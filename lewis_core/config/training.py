@@ -32,6 +32,9 @@ class ListenerRewardConfig(FrozenConfig):
     """Weight in the sum of rewards."""
     malformed: float = 0.0
     """Price of a completion that cannot be parsed; the listener does not read it."""
+    requests: int = Field(default=1, ge=1)
+    """Requests under way while completions are still being written. More keep the listener's GPU busier; with one,
+    what the listener computes together, and so its rounding, is the same in every run."""
 
 
 class FormatRewardConfig(FrozenConfig):

@@ -7,6 +7,7 @@ could not judge gets ``None`` from *every* reward, so that TRL leaves it out; an
 import logging
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -41,6 +42,9 @@ class Judgement:
     captured_mass: tuple[float, ...]
 
 
+_Judged = tuple[list[Judgement | None], set[int]]
+
+
 def completion_text(completion: Completion) -> str:
     """Text of a completion, which TRL hands over as a string or as messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
@@ -50,19 +54,25 @@ class ListenerReward:
     """Being understood by the listener.
 
     All completions of a call become as few games as possible (one per set of candidates), each distinct description
-    is sent once, and malformed completions are not sent at all.
+    is sent once, and malformed completions are not sent at all. Completions that are finished before the others can be
+    sent ahead (:meth:`begin`); the answers are waited for when the rewards are wanted.
 
     Args:
         model: The listener.
         config: Shape of the reward, price of malformed text.
         max_masked_frac: A larger share of completions that the listener cannot judge stops training.
+        requests: Requests that are sent ahead at the same time.
     """
 
     __name__ = "listener"
 
-    def __init__(self, model: AnsweringModel, config: ListenerRewardConfig, max_masked_frac: float = 0.1) -> None:
+    def __init__(
+        self, model: AnsweringModel, config: ListenerRewardConfig, max_masked_frac: float = 0.1, requests: int = 1
+    ) -> None:
         self._model, self._config, self._max_masked_frac = model, config, max_masked_frac
         self._asked: tuple[object, list[Judgement | None]] | None = None
+        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="listener-reward")
+        self._begun: list[tuple[list[int], list[str], Future[_Judged]]] = []
         self.masked: frozenset[int] = frozenset()
         """Positions of the last call's completions that the listener could not judge."""
 
@@ -78,7 +88,56 @@ class ListenerReward:
             ListenerUnavailableError: If nobody answers.
             ListenerBusyError: If no slot became free before the deadline.
         """
-        descriptions = [parse_or_none(completion_text(completion)) for completion in completions]
+        begun, self._begun = self._begun, []
+        judgements: list[Judgement | None] = [None] * len(completions)
+        masked: set[int] = set()
+        left = dict.fromkeys(range(len(completions)))
+        try:
+            for rows, texts, future in begun:
+                if [completion_text(completions[row]) for row in rows] == texts:
+                    _place(future.result(), rows, judgements, masked)
+                    for row in rows:
+                        del left[row]
+            rest = list(left)
+            texts = [completion_text(completions[row]) for row in rest]
+            found = self._judge(texts, [candidates[row] for row in rest], [category_word[row] for row in rest])
+            _place(found, rest, judgements, masked)
+        finally:
+            for _, _, future in begun:
+                future.cancel()
+        self.masked = frozenset(masked)
+        self._asked = (completions, judgements)
+        return judgements
+
+    def begin(
+        self,
+        rows: Sequence[int],
+        texts: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        category_word: Sequence[str],
+    ) -> None:
+        """Send some of the completions of the next :meth:`ask` ahead, without waiting for the answer.
+
+        Args:
+            rows: Their positions there.
+            texts: Their texts.
+            candidates: Their games' candidates.
+            category_word: Their games' categories.
+        """
+        future = self._pool.submit(self._judge, texts, candidates, category_word)
+        self._begun.append((list(rows), list(texts), future))
+
+    def forget(self) -> None:
+        """Drop what was sent ahead and not asked for."""
+        for _, _, future in self._begun:
+            future.cancel()
+        self._begun = []
+
+    def _judge(
+        self, texts: Sequence[str], candidates: Sequence[Sequence[str]], category_word: Sequence[str]
+    ) -> _Judged:
+        """Judgement of each text, and the positions of those that the listener failed on."""
+        descriptions = [parse_or_none(text) for text in texts]
         members: dict[tuple[tuple[str, ...], str], dict[str, list[int]]] = {}
         for row, description in enumerate(descriptions):
             if description is not None:
@@ -88,18 +147,13 @@ class ListenerReward:
             ScoreGame(candidates=paths, descriptions=tuple(rows), category=category)
             for (paths, category), rows in members.items()
         ]
-        judgements: list[Judgement | None] = [None] * len(completions)
+        judgements: list[Judgement | None] = [None] * len(texts)
         for rows, scores in zip(members.values(), self._score(games), strict=True):
             for index, positions in enumerate(rows.values()):
                 for row in positions:
                     judgements[row] = _judgement(scores, index)
-        self.masked = frozenset(
-            row
-            for row, (description, found) in enumerate(zip(descriptions, judgements, strict=True))
-            if description is not None and found is None
-        )
-        self._asked = (completions, judgements)
-        return judgements
+        pairs = enumerate(zip(descriptions, judgements, strict=True))
+        return judgements, {row for row, (description, found) in pairs if description is not None and found is None}
 
     def _score(self, games: list[ScoreGame]) -> list[GameScores | None]:
         """Ask for all games at once; if that is refused, one by one, to find those that cannot be judged."""
@@ -164,6 +218,13 @@ class ListenerReward:
         return listener_reward(self._config.shape, found.yes_log_odds, found.yes_probability, target_index)
 
 
+def _place(judged: _Judged, rows: Sequence[int], judgements: list[Judgement | None], masked: set[int]) -> None:
+    """Put judgements of some rows where they belong."""
+    for row, found in zip(rows, judged[0], strict=True):
+        judgements[row] = found
+    masked.update(rows[index] for index in judged[1])
+
+
 def _judgement(scores: GameScores | None, index: int) -> Judgement | None:
     """One description's row; ``None`` if the listener failed or its numbers are not finite."""
     if scores is None or not all(math.isfinite(value) for value in scores.yes_log_odds[index]):
@@ -219,7 +280,7 @@ def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[
     if config.listener.weight > 0:
         if model is None:
             raise ConfigError("rewards.listener.weight is above 0, but no listener was given")
-        listener = ListenerReward(model, config.listener, config.max_masked_frac)
+        listener = ListenerReward(model, config.listener, config.max_masked_frac, config.listener.requests)
     functions: dict[str, tuple[float, Callable[[str], float]]] = {
         "format": (config.format.weight, _format(config.format)),
         "length": (config.length.weight, _length(config.length)),

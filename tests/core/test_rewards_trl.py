@@ -136,6 +136,47 @@ def test_asking_before_is_remembered_for_the_same_list_only() -> None:
     assert len(model.requests) == 2
 
 
+def test_what_was_sent_ahead_is_not_asked_again() -> None:
+    model, columns = CountingModel(), {"candidates": [["a", "b"]] * 3, "category_word": ["mug"] * 3}
+    function, texts = reward(model), [RED, BLUE, "broken"]
+    function.begin([2, 0], ["broken", RED], columns["candidates"][:2], columns["category_word"][:2])
+    judgements = function.ask(texts, **columns)
+    assert [[text for game in games for text in game.descriptions] for games in model.requests] == [
+        ["A photo of a mug. The mug is red."],
+        ["A photo of a mug. The mug is blue."],
+    ]
+    assert judgements == reward(CountingModel()).ask(texts, **columns)
+    assert function.ask(texts, **columns) == judgements  # nothing is kept from what was sent ahead
+    assert len(model.requests) == 3
+
+
+def test_what_was_sent_ahead_counts_only_for_the_same_text() -> None:
+    model, columns = CountingModel(), {"candidates": [["a", "b"]], "category_word": ["mug"]}
+    function = reward(model)
+    function.begin([0], [RED], **columns)
+    assert function.ask([BLUE], **columns) == reward(CountingModel()).ask([BLUE], **columns)
+    function.begin([0], [RED], **columns)
+    function.forget()
+    function.ask([RED], **columns)
+    assert model.requests[-1][0].descriptions == ("A photo of a mug. The mug is red.",)
+
+
+def test_items_refused_ahead_are_masked() -> None:
+    function = reward(CountingModel())
+    function.begin([1], [RED], [["bad", "b"]], ["mug"])
+    assert function.ask([RED, RED], [["a", "b"], ["bad", "b"]], ["mug"] * 2)[1] is None
+    assert function.masked == {1}
+
+
+@pytest.mark.parametrize("error", [ListenerUnavailableError, ListenerBusyError])
+def test_an_outage_ahead_is_raised_when_the_rewards_are_wanted(error: type[Exception]) -> None:
+    function = reward(CountingModel(error))
+    function.begin([0], [RED], [["bad", "b"]], ["mug"])
+    with pytest.raises(error):
+        function.ask([RED], [["bad", "b"]], ["mug"])
+    assert function.ask([RED], [["a", "b"]], ["mug"]) != [None]  # and is over with it
+
+
 def test_statistics_of_a_step() -> None:
     logged: dict[str, float] = {}
     extra: dict[str, list] = {}
