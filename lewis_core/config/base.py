@@ -27,6 +27,9 @@ class ModelRef(FrozenConfig):
     """Precision; ``auto`` is bfloat16 on a GPU and float32 on a CPU. Flows decide it before any stage runs."""
     attention: Literal["sdpa", "flash_attention_2", "eager"] = "sdpa"
     """Attention implementation of transformers."""
+    engine: Literal["shared_prefix", "plain"] = "shared_prefix"
+    """``shared_prefix`` computes what continuations of a prompt share once. ``plain`` repeats the prompt for each, by
+    transformers' and TRL's own ways: slow, and the same up to rounding (rollouts draw other random numbers)."""
     max_pixels: int = Field(default=401_408, ge=784)
     """Images are reduced to at most this many pixels before the vision tower sees them."""
     min_pixels: int = Field(default=3_136, ge=784)

@@ -110,7 +110,11 @@ class TrainSpeakerConfig(FrozenConfig):
     num_generations: int = Field(default=8, ge=2)
     """G: completions sampled for each query photo; their rewards are compared with each other."""
     micro_batch_prompts: int | None = Field(default=None, ge=1)
-    """Query photos of one forward pass; ``None``: all of a step. Smaller needs less memory."""
+    """Query photos of one forward and backward pass; ``None``: by tokens. The loss is the same, but for ``bnpo``, which
+    averages over a pass by definition."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one pass, a photo's prompt counted once and its completions at full length; ``None``: as many as
+    memory allows, by an estimate that is logged."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(default=3, ge=0)
@@ -129,8 +133,9 @@ class TrainSpeakerConfig(FrozenConfig):
     """What advantages are divided by."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
-    gradient_checkpointing: bool = True
-    """Trade computation for memory; switch off for small models."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Trade computation for memory. ``auto``: only if activations do not fit, by an estimate that is logged; if memory
+    runs out all the same, a single process switches it on and repeats the pass."""
     save_steps: int = Field(default=20, ge=1)
     """Updates between checkpoints; a killed run resumes from the last one."""
     sample_steps: int = Field(default=10, ge=1)

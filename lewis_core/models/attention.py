@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lewis_core.models.features import backbone
@@ -81,18 +82,18 @@ class Layout:
         )
 
     @cached_property
-    def tables(self) -> "list[Table]":
-        """Each span's suffixes as a padded table."""
-        tables = []
-        for span in self.spans:
-            lengths = torch.tensor(span.suffixes)
+    def runs(self) -> "list[Run]":
+        """Neighbours of the same shape, which are computed together."""
+        runs = []
+        for (prompt, suffixes), spans in itertools.groupby(self.spans, lambda span: (span.prompt, span.suffixes)):
+            lengths = torch.tensor(suffixes)
             steps = torch.arange(int(lengths.max()))
             starts = lengths.cumsum(0) - lengths
             index = torch.minimum(starts[:, None] + steps, (starts + lengths - 1)[:, None])
             used = steps < lengths[:, None]
-            hidden = steps[:, None] < steps  # (width, width)
-            tables.append(Table(index.to(self._device), used.to(self._device), hidden.to(self._device)))
-        return tables
+            hidden = steps[:, None] < steps
+            runs.append(Run(len(list(spans)), prompt, *(x.to(self._device) for x in (index, used, hidden))))
+        return runs
 
     def _offsets(self, lengths: Sequence[int]) -> Tensor:
         offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
@@ -114,15 +115,23 @@ class Varlen:
 
 
 @dataclass(frozen=True)
-class Table:
-    """The suffixes of one prompt, padded on the right to the longest."""
+class Run:
+    """Spans of the same shape, one after the other; suffixes as a table, padded on the right to the longest."""
 
+    spans: int
+    prompt: int
+    """Tokens of each prompt."""
     index: Tensor
     """(suffixes, width): place of each token behind the prompt; padding repeats a suffix's last token."""
     used: Tensor
     """(suffixes, width): whether it is a token."""
     hidden: Tensor
     """(width, width): keys that come later."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of each span."""
+        return self.prompt + int(self.index[-1, -1]) + 1
 
 
 def attention(
@@ -153,13 +162,15 @@ def attention(
         (1, tokens, heads, head dim), and no weights.
     """
     if shared_prefix is None:
-        sdpa = AttentionInterface()["sdpa"]
-        return sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **arguments)
+        ordinary: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **arguments
+        )
+        return ordinary
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    parts = [x[0].transpose(0, 1) for x in (query, key, value)]  # (tokens, heads, head dim)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head dim)
     is_flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = _attend_varlen if is_flash else _attend_by_span
-    return attend(*parts, shared_prefix, factor)[None], None
+    return attend(query, key, value, shared_prefix, factor)[None], None
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -173,7 +184,7 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
         chosen["scale"] = scale
     else:
         query = query * (scale * query.shape[-1] ** 0.5)
-    out: Tensor = varlen_attn(
+    out: Any = varlen_attn(
         query.contiguous(),
         key[varlen.gather],
         value[varlen.gather],
@@ -183,52 +194,58 @@ def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, sc
         varlen.max_keys,
         **chosen,
     )
-    return out
+    attended: Tensor = out
+    return attended
 
 
 def _attend_by_span(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    out = []
-    for span, table in zip(layout.spans, layout.tables, strict=True):
-        prompt, rest = slice(span.start, span.suffix_start), slice(span.suffix_start, span.end)
-        if span.prompt:
-            out.append(_attend_causally(query[prompt], key[prompt], value[prompt], scale))
-        before = key[prompt].transpose(0, 1), value[prompt].transpose(0, 1)
-        out.append(_attend_in_table(query[rest] * scale, key[rest], value[rest], before, table))
+    out, start = [], 0
+    for run in layout.runs:
+        end = start + run.spans * run.tokens
+        q, k, v = (
+            x[start:end].view(run.spans, run.tokens, *x.shape[1:]).transpose(1, 2) for x in (query * scale, key, value)
+        )
+        out.append(_attend_in_run(q, k, v, run).transpose(1, 2).flatten(0, 1))
+        start = end
     return torch.cat(out)
 
 
-def _attend_causally(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)[0].transpose(0, 1)
-
-
-def _attend_in_table(query: Tensor, key: Tensor, value: Tensor, before: tuple[Tensor, Tensor], table: Table) -> Tensor:
-    """One softmax over the prompt and the suffix itself.
+def _attend_in_run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
+    """Attention of some spans of the same shape.
 
     Args:
-        query: (suffix tokens, heads, head dim), scaled.
-        key: (suffix tokens, key-value heads, head dim).
+        query: (spans, heads, tokens, head dim), scaled.
+        key: (spans, key-value heads, tokens, head dim).
         value: As ``key``.
-        before: The prompt's keys and values: (key-value heads, prompt tokens, head dim).
-        table: The suffixes.
+        run: The spans.
 
     Returns:
         As ``query``.
     """
-    heads = key.shape[1]
-    q = query[table.index].unflatten(2, (heads, -1)).permute(2, 0, 3, 1, 4)  # (kv heads, suffixes, repeats, width, dim)
-    k, v = (x[table.index].permute(2, 0, 1, 3) for x in (key, value))  # (kv heads, suffixes, width, dim)
-    of_prompt = (q.flatten(1, 3) @ before[0].transpose(1, 2)).unflatten(1, q.shape[1:4])
-    of_suffix = (q.flatten(2, 3) @ k.transpose(2, 3)).unflatten(2, q.shape[2:4])
-    of_suffix = of_suffix.masked_fill(table.hidden, -torch.inf)
-    precision = torch.promote_types(query.dtype, torch.float32)
-    weights = torch.cat([of_prompt, of_suffix], -1).softmax(-1, dtype=precision).to(query.dtype)
-    for_prompt, for_suffix = weights.split([of_prompt.shape[-1], of_suffix.shape[-1]], -1)
-    out = (for_prompt.flatten(1, 3) @ before[1]).view_as(q) + (for_suffix.flatten(2, 3) @ v).view_as(q)
-    return out.permute(1, 3, 0, 2, 4).flatten(2, 3)[table.used]
+    prompt, repeats = run.prompt, query.shape[1] // key.shape[1]
+    q, k, v = (x[:, :, :prompt] for x in (query, key, value))
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    of_prompt = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0) if prompt else q
+    return torch.cat([of_prompt, _attend_in_table(query, key, value, run)], 2)
+
+
+def _attend_in_table(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
+    """Attention of suffixes: one softmax over the prompt and the suffix itself. Shapes as in :func:`_attend_in_run`."""
+    spans, heads, _, dim = key.shape
+    suffixes, width = run.index.shape
+    k, v = (x[:, :, run.prompt :][:, :, run.index] for x in (key, value))  # (spans, heads, suffixes, width, dim)
+    q = query[:, :, run.prompt :][:, :, run.index].view(spans, heads, -1, suffixes, width, dim).transpose(2, 3)
+    size = q.shape  # (spans, key-value heads, suffixes, repeats, width, dim)
+    of_prompt = q.flatten(2, 4) @ key[:, :, : run.prompt].transpose(2, 3)
+    of_suffix = (q.flatten(3, 4) @ k.transpose(3, 4)).view(*size[:-1], width).masked_fill(run.hidden, -torch.inf)
+    scores = torch.cat([of_prompt.view(*size[:-1], run.prompt), of_suffix], -1)
+    weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    for_prompt, for_suffix = weights[..., : run.prompt], weights[..., run.prompt :]
+    out = (for_prompt.flatten(2, 4) @ value[:, :, : run.prompt]).view(size)
+    out = out + (for_suffix.flatten(3, 4) @ v).view(size)
+    attended: Tensor = out.transpose(2, 3).flatten(1, 2)[:, :, run.used]
+    return attended
 
 
 AttentionInterface.register(ATTENTION, attention)

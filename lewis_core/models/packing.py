@@ -133,7 +133,8 @@ class Packed:
         group, suffix = self.segments
         place = torch.arange(len(group), device=group.device)
         visible = (group[:, None] == group) & ((suffix == 0) | (suffix[:, None] == suffix))
-        return (visible & (place[:, None] >= place))[None, None]
+        mask: Tensor = (visible & (place[:, None] >= place))[None, None]
+        return mask
 
 
 def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
@@ -163,18 +164,19 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
     suffixes, device = torch.cat(suffix_of), backbone(model).device
     segments = torch.stack([torch.cat(group_of), suffixes])
     is_end = torch.cat([(segments[:, 1:] != segments[:, :-1]).any(0), torch.tensor([True])])
-    on_device = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (
-            torch.cat(ids)[None],
-            torch.cat(positions, 1)[:, None],
-            torch.cat(labels)[None],
-            (is_end & (suffixes > 0))[None],
-            segments,
-        )
+
+    def on_device(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Packed(
+        input_ids=on_device(torch.cat(ids)[None]),
+        position_ids=on_device(torch.cat(positions, 1)[:, None]),
+        labels=on_device(torch.cat(labels)[None]),
+        last=on_device((is_end & (suffixes > 0))[None]),
+        segments=on_device(segments),
+        layout=Layout(spans, device),
+        images=tuple(image for group in groups for image in group.prompt.images),
     )
-    images = tuple(image for group in groups for image in group.prompt.images)
-    return Packed(*on_device, layout=Layout(spans, device), images=images)
 
 
 def last_logits(model: Any, packed: Packed) -> Tensor:

@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lewis_core.reporting import Reporter
+from lewis_core.training.clock import TIMINGS
 from lewis_core.training.trainer import SpeakerTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ def read_rows(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
 class ReportCallback(TrainerCallback):
     """Tells the reporter, and two JSONL files, what happens at every step.
 
-    The files hold no times, so that equal runs write equal bytes; the reporter gets the seconds of each step.
+    The files hold no times, so that equal runs write equal bytes; the reporter gets the seconds of each step and of
+    its parts.
 
     Args:
         trainer: Whose sample completions are shown.
@@ -97,7 +99,8 @@ class ReportCallback(TrainerCallback):
         now, step = time.monotonic(), state.global_step
         metrics, step_s = rename_metrics(logs), now - self._step_started
         self._reporter.log_metrics({**metrics, "step_s": step_s}, step)
-        self._append(METRICS, [{"step": step, **metrics}])
+        kept = {name: value for name, value in metrics.items() if not name.startswith(TIMINGS)}
+        self._append(METRICS, [{"step": step, **kept}])
         if step % self._sample_steps == 0 or step in (1, state.max_steps):
             samples = self._trainer.samples()
             self._append(COMPLETIONS, [{"step": step, **row} for row in samples])

@@ -4,6 +4,7 @@ Training goes on where it was stopped: checkpoints lie in the work folder, and t
 Started by ``accelerate launch`` for several GPUs, or called in one process.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,16 +28,19 @@ from lewis_core.rewards.trl import OUTAGES, build_rewards
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from lewis_core.training.memory import Plan
     from lewis_core.training.trainer import SpeakerTrainer
 
 logger = logging.getLogger(__name__)
 COLUMNS = ("prompt", "query", "candidates", "target_index", "category_word")
 EXIT_STOPPED = 143
 """Exit status after SIGTERM (128 + 15), once a checkpoint is saved."""
-RENAMED = ".*gradient_checkpointing. is deprecated"
-"""What transformers 5.23 says of a name that TRL 1.16 still reads."""
+RENAMED = ".*gradient_checkpointing(_enable|_disable)?. is deprecated"
+"""What transformers 5.23 says of names that TRL 1.16 still uses."""
 FEATURE_BYTES = 2 << 30
 """Memory for vision features."""
+PLAN = "plan.json"
+"""File in the work folder that says how the step was split."""
 ENDS = 5
 """Steps at either end of training whose means the summary compares."""
 
@@ -119,12 +123,11 @@ def train_on_rows(
     return _write_results(trainer, rows, config, output_dir, work_dir)
 
 
-def check_batches(config: TrainSpeakerConfig) -> tuple[int, int]:
-    """Split a step's prompts over processes and accumulation steps.
+def check_batches(config: TrainSpeakerConfig) -> int:
+    """Split a step's prompts over processes.
 
     Returns:
-        Prompts of one forward pass in each process, and accumulation steps: their product, times the processes,
-        is ``prompts_per_step``.
+        Prompts of a step in each process.
 
     Raises:
         ConfigError: If the numbers do not divide.
@@ -142,7 +145,7 @@ def check_batches(config: TrainSpeakerConfig) -> tuple[int, int]:
             f"training.micro_batch_prompts is {micro}, which does not divide the {share} prompts of each process "
             f"({config.prompts_per_step} prompts over {processes} processes)"
         )
-    return micro, share // micro
+    return share
 
 
 def load_rows(folder: Path, config: TrainSpeakerConfig) -> "Dataset":
@@ -197,33 +200,60 @@ def build_trainer(
 
     from lewis_core.models.loading import load_model
     from lewis_core.training.queries import separate_photos
+    from lewis_core.training.shared_prefix import SharedPrefixTrainer
     from lewis_core.training.trainer import SpeakerTrainer
 
     rows, photos = separate_photos(rows, data_root)
     rewards, weights = build_rewards(config.rewards, listener)
     model, processor = load_model(config.model, runtime, trainable=True)
-    trainer = SpeakerTrainer(
-        encode=_image_encoder(model, processor, photos, runtime),
-        model=model,
-        reward_funcs=list(rewards),
-        args=training_arguments(config, weights, work_dir / "checkpoints", model.device.type),
-        train_dataset=rows,
-        processing_class=processor,
-        peft_config=None if config.model.adapter else adapter_config(model, config.lora),
-    )
+    chosen = _plan(model, config, work_dir)
+    arguments = {
+        "load": photos.load,
+        "may_checkpoint": config.gradient_checkpointing == "auto" and not chosen.checkpointing,
+        "model": model,
+        "reward_funcs": list(rewards),
+        "args": training_arguments(config, chosen, weights, work_dir / "checkpoints", model.device.type),
+        "train_dataset": rows,
+        "processing_class": processor,
+        "peft_config": None if config.model.adapter else adapter_config(model, config.lora),
+    }
+    if config.model.engine == "plain":
+        trainer = SpeakerTrainer(**arguments)
+    else:
+        trainer = SharedPrefixTrainer(encode=_image_encoder(model, processor, photos, runtime), **arguments)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_arguments(config: TrainSpeakerConfig, weights: list[float], folder: Path, device: str) -> Any:
+def _plan(model: Any, config: TrainSpeakerConfig, work_dir: Path) -> "Plan":
+    """Decide on micro-batches and checkpointing; a run that goes on keeps its first decision."""
+    from lewis_core.training import memory
+
+    share, file = check_batches(config), work_dir / PLAN
+    if file.is_file():
+        kept = memory.Plan(**json.loads(file.read_text(encoding="utf-8")))
+        if share % kept.prompts == 0:
+            return kept
+    found = memory.estimate(model, config)
+    chosen = memory.agree(memory.plan(found, config, share), model.device)
+    logger.info(memory.report(found, chosen))
+    if int(os.environ.get("RANK", "0")) == 0:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".tmp").write_text(json.dumps(dataclasses.asdict(chosen)), encoding="utf-8")
+        file.with_suffix(".tmp").replace(file)
+    return chosen
+
+
+def training_arguments(
+    config: TrainSpeakerConfig, plan: "Plan", weights: list[float], folder: Path, device: str
+) -> Any:
     """Translate the settings into TRL's."""
     from trl.trainer.grpo_config import GRPOConfig
 
-    micro, accumulation = check_batches(config)
     return GRPOConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=micro * config.num_generations,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=plan.prompts * config.num_generations,
+        gradient_accumulation_steps=check_batches(config) // plan.prompts,
         num_generations=config.num_generations,
         max_steps=config.max_steps,
         learning_rate=config.learning_rate,
@@ -236,7 +266,7 @@ def training_arguments(config: TrainSpeakerConfig, weights: list[float], folder:
         loss_type=config.loss_type,
         scale_rewards=config.scale_rewards,
         reward_weights=weights,
-        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=plan.checkpointing,
         seed=config.seed,
         use_cpu=device == "cpu",
         bf16=device == "cuda" and config.model.dtype != "float32",
@@ -275,14 +305,9 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
 
 
 def _image_encoder(model: Any, processor: Any, images: ImageSource, runtime: Runtime) -> Any:
-    """A function from image references to features that autograd accepts; the text model is set to dense masks."""
-    import dataclasses
+    """A function from image references to features that autograd accepts."""
+    from lewis_core.models.features import ImageFeatures, VisionEncoder
 
-    from lewis_core.models.features import ImageFeatures, VisionEncoder, backbone
-
-    text = backbone(model).language_model
-    if text.config._attn_implementation not in ("sdpa", "eager"):
-        text.set_attn_implementation("sdpa")
     encoder = VisionEncoder(model, processor.image_processor, images, FEATURE_BYTES, runtime.num_workers)
 
     def encode(references: Sequence[str]) -> dict[str, ImageFeatures]:

@@ -1,30 +1,25 @@
-"""TRL's GRPO trainer, with each prompt computed once instead of once per completion.
+"""TRL's GRPO trainer for speakers: rows name photos, groups stay whole, outages of the listener stop all processes.
 
-TRL repeats a prompt, its image and its vision features for every completion. Here TRL sees text-only prompts: images
-enter as features that are computed once and kept (the vision tower is frozen), rollouts continue one cached prefill,
-and log-probabilities come from packed rows (:mod:`lewis_core.training.packing`). Loss, advantages, optimiser,
-logging and checkpoints are TRL's own. The methods overridden here are private to TRL: a test pins their signatures,
-and another compares log-probabilities, loss and gradients with those of the stock trainer.
+Loss, advantages, optimiser, logging and checkpoints are TRL's own, and so are rollouts and log-probabilities here:
+every completion carries its prompt and its image, which is slow, and works wherever TRL does.
+:class:`~lewis_core.training.shared_prefix.SharedPrefixTrainer` computes each prompt once. The methods overridden are
+private to TRL: a test pins their signatures.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor
-from trl.models.utils import unwrap_model_for_generation
 from trl.trainer.utils import split_tensor_dict
 
 from lewis_core.errors import ListenerUnavailableError
-from lewis_core.models.continuation import Prompt
-from lewis_core.models.features import ImageFeatures
-from lewis_core.models.sampling import Sampler, Sampling
 from lewis_core.rewards.trl import OUTAGES, ListenerReward
-from lewis_core.seeding import stable_seed
-from lewis_core.training.packing import IGNORE, Group, pack
+from lewis_core.training.clock import StepClock
 
 if TYPE_CHECKING:
     GRPOTrainer: Any  # TRL's own annotations leave open what is always set once the trainer is built
@@ -34,38 +29,34 @@ else:
 logger = logging.getLogger(__name__)
 COMPLETE = "complete"
 """Marker file that is written into a checkpoint last."""
-Encode = Callable[[Sequence[str]], dict[str, ImageFeatures]]
 Row = dict[str, Any]
 
 
 class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO of a speaker whose data set names images in the column ``query``.
+    """GRPO of a speaker whose data set names photos in the column ``query``.
 
     Args:
-        encode: Image references → vision features.
+        load: Photo reference → RGB image.
+        may_checkpoint: When memory runs out in an update, repeat it with gradient checkpointing, and go on so.
         arguments: As for :class:`trl.GRPOTrainer`; ``per_device_train_batch_size`` must be a multiple of
             ``num_generations``.
+
+    Raises:
+        ValueError: If groups of completions would be spread over micro-batches.
     """
 
     _buffered_inputs: Any  # TRL's: micro-batches of the current generation
 
-    def __init__(self, *, encode: Encode, **arguments: Any) -> None:
+    def __init__(self, *, load: Callable[[str], Image.Image], may_checkpoint: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.check_groups()
-        self._encode = encode
-        self._queries: list[str] = []
-        self._prompts: list[Prompt] = []  # distinct prompts of the current generation batch
-        self._prompt_of_row: list[int] = []
+        self._load, self._may_checkpoint = load, may_checkpoint
+        self._rows: list[Row] = []  # the data set's rows of the current generation batch
+        self._prompt_of_row: list[int] = []  # of the rows that are computed now
+        self._queries: list[str] = []  # photo of each distinct prompt of the current generation batch
+        self._generated_at = -1  # TRL's step of the current generation batch
+        self._clock = StepClock()
+        self._listener = next((f for f in self.reward_funcs if isinstance(f, ListenerReward)), None)
         self._image_token: int = self.model.config.image_token_id
-        self._banned = [self.model.config.image_token_id, self.model.config.video_token_id]
-        self._sampler: Sampler | None = None
-
-    def check_groups(self) -> None:
-        """Check that no group of completions is spread over micro-batches.
-
-        Raises:
-            ValueError: If it would be.
-        """
         size = self.args.per_device_train_batch_size
         if size % self.num_generations:
             raise ValueError(f"per_device_train_batch_size ({size}) must be a multiple of num_generations")
@@ -73,24 +64,26 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     # Generation ------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
-        """Remember which image each row is about, and which prompt each row of the answer belongs to."""
-        self._queries = [row["query"] for row in inputs]
+        """Remember what each row is about, and which prompt each row of the answer belongs to."""
+        self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         output["prompt_of_row"] = torch.tensor(self._prompt_of_row)
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         """Tokenize prompts, one of a kind each, with the image's placeholder repeated as the processor does."""
-        features = self._encode(list(dict.fromkeys(self._queries)))
-        self._prompts, self._prompt_of_row = [], []
+        texts: list[str] = []
+        self._queries, self._prompt_of_row = [], []
         numbers: dict[tuple[str, str], int] = {}
-        for messages, query in zip(prompts, self._queries, strict=True):
-            text = self._prompt_text(messages)
-            if (query, text) not in numbers:
-                numbers[query, text] = len(self._prompts)
-                self._prompts.append(self._prompt(text, features[query]))
-            self._prompt_of_row.append(numbers[query, text])
-        return [self._prompts[number].ids for number in self._prompt_of_row], None, {}
+        for messages, row in zip(prompts, self._rows, strict=True):
+            key = row["query"], self._prompt_text(messages)
+            if key not in numbers:
+                numbers[key] = len(numbers)
+                self._queries.append(key[0])
+                texts.append(key[1])
+            self._prompt_of_row.append(numbers[key])
+        ids = self._tokenize(texts, self._queries)
+        return [ids[number] for number in self._prompt_of_row], None, {}
 
     def _prompt_text(self, messages: Sequence[Row]) -> str:
         """Render messages by the chat template, with the image in front of the first user's text."""
@@ -104,10 +97,21 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         return text
 
-    def _prompt(self, text: str, image: ImageFeatures) -> Prompt:
+    def _tokenize(self, texts: Sequence[str], queries: Sequence[str]) -> list[list[int]]:
+        merged = self.processing_class.image_processor.merge_size**2
+        sizes = [int(self._pixels([query])["image_grid_thw"].prod()) // merged for query in queries]
+        return [self._expand(text, size) for text, size in zip(texts, sizes, strict=True)]
+
+    def _expand(self, text: str, visual_tokens: int) -> list[int]:
+        """Tokens of a text with one image."""
         token: str = self.processing_class.image_token
-        expanded = text.replace(token, token * len(image.tokens), 1)
-        return Prompt(self._tokenizer.encode(expanded, add_special_tokens=False), (image,))
+        ids: list[int] = self._tokenizer.encode(text.replace(token, token * visual_tokens, 1), add_special_tokens=False)
+        return ids
+
+    def _pixels(self, queries: Sequence[str]) -> dict[str, Tensor]:
+        """Pixels and grids of some photos, as the processor makes them."""
+        found = self.processing_class.image_processor(images=[self._load(q) for q in queries], return_tensors="pt")
+        return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
 
     def _generate_single_turn(
         self,
@@ -116,48 +120,29 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         multimodal_fields: dict[str, Any],
         num_generations: int,
         has_tool_images: bool = False,
-    ) -> tuple[list[list[int]], None]:
-        """Sample completions: each distinct prompt is read once, each completion has a seed of its own."""
-        rows = range(len(prompt_ids))
-        first = self.accelerator.process_index * len(prompt_ids)
-        sampling = [
-            Sampling(
-                self.max_completion_length,
-                self.temperature,
-                stable_seed(self.args.seed, "rollout", self.state.global_step, first + row),
-            )
-            for row in rows
-        ]
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
-        ) as model:
-            sampler = self._sampler_of(model)
-            written = sampler.sample(self._prompts, self._prompt_of_row, sampling)
-        return [one.ids if one.end is None else [*one.ids, one.end] for one in written], None
-
-    def _sampler_of(self, model: Any) -> Sampler:
-        if self._sampler is None:
-            self._sampler = Sampler(
-                model,
-                image_token_id=self._image_token,
-                pad_id=self._tokenizer.pad_token_id,
-                eos_ids=self.eos_token_ids,
-                banned=self._banned,
-            )
-        return self._sampler
+    ) -> tuple[list[list[int]], Any]:
+        """As in TRL, with the photos."""
+        queries = [self._queries[number] for number in self._prompt_of_row]
+        images = [[self._load(query)] for query in queries] if self.use_vllm else None
+        of_images = [[int(token == self._image_token) for token in ids] for ids in prompt_ids]
+        fields = {} if self.use_vllm else {**self._pixels(queries), "mm_token_type_ids": of_images}
+        with self._clock.measure("rollout"):
+            completions, logps = super()._generate_single_turn(prompt_ids, images, fields, num_generations)
+        self._clock.count("rollout", sum(map(len, completions)))
+        return completions, logps
 
     # Rewards ---------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(
         self, inputs: list[Row], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> Tensor:
-        """Ask the listener first, so that an outage seen by one process stops all of them at the same point."""
+        """Wait for the listener first, so that an outage seen by one process stops all of them at the same point."""
         outage = ""
-        if listener := next((f for f in self.reward_funcs if isinstance(f, ListenerReward)), None):
+        if self._listener is not None:
+            candidates, words = ([row[name] for row in inputs] for name in ("candidates", "category_word"))
             try:
-                listener.ask(
-                    completions, [row["candidates"] for row in inputs], [row["category_word"] for row in inputs]
-                )
+                with self._clock.measure("listener_wait"):
+                    self._listener.ask(completions, candidates, words)
             except OUTAGES as error:
                 outage = str(error)
         if outages := [text for text in gather_object([outage]) if text]:
@@ -179,13 +164,14 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     # Log-probabilities -----------------------------------------------------------------------------------------
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        """As in TRL, without its shuffle of rows, which would tear groups apart."""
+        """As in TRL, without its shuffle of rows, which would tear groups apart; a repeated step generates nothing."""
         if not self.model.training:
             return self._generate_and_score_completions(generation_batch)
         steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+        is_due = self._step % (steps * self.num_iterations) == 0 and self._step != self._generated_at
+        if is_due or self._buffered_inputs is None:
             output = self._generate_and_score_completions(generation_batch)
-            self._buffered_inputs = split_tensor_dict(output, steps)
+            self._buffered_inputs, self._generated_at = split_tensor_dict(output, steps), self._step
         inputs: dict[str, Any] = self._buffered_inputs[self._step % steps]
         return inputs
 
@@ -204,39 +190,62 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         compute_entropy: bool = False,
         compute_aux_loss: bool = False,
         **_: Any,
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """Log-probabilities (rows, completion length) and entropies from packed groups; 0 after the end."""
-        rows = len(input_ids)
-        logps = torch.zeros(rows, logits_to_keep, device=input_ids.device)
-        entropies = torch.zeros_like(logps)
-        mask = attention_mask[:, -logits_to_keep:].bool()
-        completions = [ids[m].cpu() for ids, m in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
-        for members in self._batches(completions, batch_size or rows):
-            groups = [
-                Group(self._prompts[number], [completions[row] for row in of_prompt])
-                for number, of_prompt in members.items()
-            ]
-            packed = pack(self.accelerator.unwrap_model(self.model), groups, self._image_token, 0)
-            with self.accelerator.autocast():
-                arguments = packed.forward_arguments(self.accelerator.unwrap_model(self.model))
-                out = model(**arguments, shift_labels=packed.labels, fused_lm_head=True)
-            kept = packed.labels != IGNORE
-            order = [row for of_prompt in members.values() for row in of_prompt]
-            at = _places(order, completions, logps.device)
-            logps = logps.index_put(at, out.log_probs[kept].float())
-            if compute_entropy:
-                entropies = entropies.index_put(at, out.entropy[kept].float())
-        return logps, entropies if compute_entropy else None, None
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """As in TRL, with the photos."""
+        fields = self._pixels([self._queries[number] for number in self._prompt_of_row])
+        part = "update" if torch.is_grad_enabled() else "reference"
+        with self._clock.measure(part):
+            found: tuple[Tensor, Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy,
+                compute_aux_loss,
+                **{name: value.to(input_ids.device) for name, value in fields.items()},
+                num_images=[1] * len(input_ids),
+                mm_token_type_ids=(input_ids == self._image_token).long(),
+            )
+        self._clock.count(part, int(attention_mask.sum()))
+        return found
 
-    def _batches(self, completions: Sequence[Tensor], size: int) -> Iterator[dict[int, list[int]]]:
-        """Rows by prompt, ``size`` rows at a time; masked rows are left out."""
-        for start in range(0, len(completions), size):
-            members: dict[int, list[int]] = {}
-            for row in range(start, min(start + size, len(completions))):
-                if len(completions[row]):
-                    members.setdefault(self._prompt_of_row[row], []).append(row)
-            if members:
-                yield members
+    # Steps -----------------------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As in TRL, timed; an update that runs out of memory is repeated with checkpointing where that is allowed."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        before = [p.grad.clone() if p.grad is not None else None for p in trained] if self._may_checkpoint else []
+        with self._clock.measure("update"):
+            try:
+                loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            except torch.OutOfMemoryError:
+                if not self._may_checkpoint:
+                    raise
+                for parameter, gradient in zip(trained, before, strict=True):
+                    parameter.grad = gradient
+                loss = self._repeat_with_checkpointing(model, inputs, num_items_in_batch)
+            if loss.is_cuda:
+                torch.cuda.synchronize()
+        return loss
+
+    def _repeat_with_checkpointing(self, model: Any, inputs: Any, num_items_in_batch: Any) -> Tensor:
+        logger.warning("out of memory: the update is repeated with gradient checkpointing, which stays on")
+        self._may_checkpoint = False
+        self.args.gradient_checkpointing = True
+        plain = self.accelerator.unwrap_model(self.model)
+        plain.enable_input_require_grads()
+        plain.activation_checkpointing_enable({"use_reentrant": False})
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with where the step's time went."""
+        if "loss" in logs:
+            logs.update(self._clock.take())
+        super().log(logs, start_time)
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
@@ -267,11 +276,3 @@ def _content_parts(content: str | Sequence[Row]) -> list[Row]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     return [{name: value for name, value in part.items() if value is not None} for part in content]
-
-
-def _places(order: Sequence[int], completions: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and column of every completion token, for rows in packed order."""
-    lengths = torch.tensor([len(completions[row]) for row in order])
-    rows = torch.repeat_interleave(torch.tensor(order), lengths)
-    columns = torch.cat([torch.arange(length) for length in lengths.tolist()])
-    return rows.to(device), columns.to(device)

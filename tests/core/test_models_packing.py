@@ -213,7 +213,7 @@ def test_a_row_as_written_out_by_hand() -> None:
     assert varlen.cu_keys.tolist() == [0, 2, 5, 9, 10, 12]
     assert varlen.gather.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5, 5, 6]
     assert (varlen.max_queries, varlen.max_keys) == (2, 4)
-    table = layout.tables[0]
+    table = layout.runs[0]
     assert table.index.tolist() == [[0, 0], [1, 2]]
     assert table.used.tolist() == [[True, False], [True, True]]
     assert table.hidden.tolist() == [[False, True], [False, False]]

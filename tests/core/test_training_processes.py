@@ -30,6 +30,7 @@ from lewis_core.rewards import trl
 from lewis_core.testing import FakeModel
 from lewis_core.training.processes import leave_process_group
 from lewis_core.training.speaker import newest_checkpoint, train_on_rows
+from lewis_core.training.trainer import SpeakerTrainer
 
 root, name, lose = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "lose"
 rank = int(os.environ.get("RANK", "0"))
@@ -42,13 +43,20 @@ def says_yes(image: str, text: str) -> float:
 
 
 class Listener(FakeModel):
-    requests = 0
+    steps, is_lost = 0, False
 
     def score(self, games):
-        Listener.requests += 1
-        if lose and rank == 1 and Listener.requests == 2:
+        if lose and rank == 1 and Listener.steps == 2 and not Listener.is_lost:
             raise ListenerUnavailableError("nobody answers")
         return super().score(games)
+
+
+def count_steps(self, rows, generate=SpeakerTrainer._generate_and_score_completions):
+    Listener.steps += 1
+    return generate(self, rows)
+
+
+SpeakerTrainer._generate_and_score_completions = count_steps
 
 
 rows = Dataset.from_list([
@@ -69,6 +77,7 @@ if lose:
         train_on_rows(rows, Listener(says_yes), *arguments)
         sys.exit("the listener was not lost")
     except ListenerUnavailableError:
+        Listener.is_lost = True
         assert newest_checkpoint(work / "checkpoints").name == "checkpoint-1"
 train_on_rows(rows, Listener(says_yes), *arguments)
 leave_process_group()

@@ -238,17 +238,37 @@ def test_accumulation_sees_the_same_prompts_as_one_batch(train: Any, tmp_path: P
     assert all(tensor.allclose(two[name], atol=1e-3) for name, tensor in one.items())
 
 
+def test_the_plain_engine_trains_too(train: Any, tmp_path: Path, world: Path) -> None:
+    plain = ModelRef(path=str(world / "model"), prompts="concise", engine="plain")
+    summary = train("plain", max_steps=2, model=plain)
+    assert summary["completions"] == 16
+    assert any(tensor.abs().max() > 1e-4 for name, tensor in weights(tmp_path / "plain").items() if "lora_B" in name)
+    texts = [row["completion"] for row in read_rows(tmp_path / "plain" / "output" / "completions.jsonl")]
+    assert len(texts) == 16
+    assert len(set(texts)) > 8
+
+
+def test_a_run_that_goes_on_keeps_its_plan(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train("run", max_steps=2, gradient_checkpointing="auto")
+    plan = json.loads((tmp_path / "run" / "work" / "plan.json").read_text())
+    assert plan == {"prompts": 2, "checkpointing": False}
+    monkeypatch.setattr("lewis_core.training.memory.free_bytes", lambda device: 1.0)
+    train("run", max_steps=4, gradient_checkpointing="auto")
+    train("other", max_steps=2, gradient_checkpointing="auto")
+    plans = [json.loads((tmp_path / name / "work" / "plan.json").read_text()) for name in ("run", "other")]
+    assert plans == [plan, {"prompts": 1, "checkpointing": True}]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, (8, 1)),
-        ({"micro_batch_prompts": 2}, (2, 4)),
-        ({"num_processes": 4}, (2, 1)),
-        ({"num_processes": 4, "micro_batch_prompts": 1}, (1, 2)),
-        ({"num_processes": 2, "micro_batch_prompts": 64}, (4, 1)),
+        ({}, 8),
+        ({"micro_batch_prompts": 2}, 8),
+        ({"num_processes": 4}, 2),
+        ({"num_processes": 2, "micro_batch_prompts": 64}, 4),
     ],
 )
-def test_batches_of_eight_prompts(world: Path, changes: dict[str, int], expected: tuple[int, int]) -> None:
+def test_processes_share_eight_prompts(world: Path, changes: dict[str, int], expected: int) -> None:
     assert check_batches(settings(world, prompts_per_step=8, **changes)) == expected
 
 

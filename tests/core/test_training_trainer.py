@@ -1,6 +1,7 @@
 """The trainer that shares prompts, against stock TRL: the same rows must give the same numbers."""
 
 import inspect
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ from trl import GRPOTrainer
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, RewardsConfig, TrainSpeakerConfig
-from lewis_core.models.images import ImageFolder
 from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoint
+from lewis_core.training.shared_prefix import SharedPrefixTrainer
 from lewis_core.training.speaker import build_trainer
 from lewis_core.training.trainer import SpeakerTrainer
 
@@ -50,7 +51,7 @@ def test_trls_log_probabilities_still_have_the_arguments_that_are_read() -> None
 
 
 @pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> SpeakerTrainer:
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> SharedPrefixTrainer:
     """Two prompts of different lengths, four completions each, an adapter that is not zero."""
     folder = tmp_path_factory.mktemp("trainer")
     write_tiny_checkpoint(folder / "model")
@@ -88,12 +89,11 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> SpeakerTrainer:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.05
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    trainer.data_folder = folder / "data"
     return trainer
 
 
 @pytest.fixture(scope="module")
-def batch(trainer: SpeakerTrainer) -> SimpleNamespace:
+def batch(trainer: SharedPrefixTrainer) -> SimpleNamespace:
     rows = next(iter(trainer.get_train_dataloader()))
     return SimpleNamespace(rows=rows, inputs=trainer._prepare_inputs(rows))
 
@@ -104,11 +104,10 @@ def test_groups_stay_whole_and_completions_differ(batch: SimpleNamespace) -> Non
     assert len(texts) == 8
 
 
-def test_prompts_are_tokenized_as_the_processor_does(trainer: SpeakerTrainer, batch: SimpleNamespace) -> None:
-    images = ImageFolder(trainer.data_folder)
+def test_prompts_are_tokenized_as_the_processor_does(trainer: SharedPrefixTrainer, batch: SimpleNamespace) -> None:
     for row, number in ((0, 0), (7, 1)):
         content = [
-            {"type": "image", "image": images.load(batch.rows[row]["query"])},
+            {"type": "image", "image": trainer._load(batch.rows[row]["query"])},
             {"type": "text", "text": batch.rows[row]["prompt"][0]["content"]},
         ]
         expected = trainer.processing_class.apply_chat_template(
@@ -117,54 +116,77 @@ def test_prompts_are_tokenized_as_the_processor_does(trainer: SpeakerTrainer, ba
         assert trainer._prompts[number].ids == expected["input_ids"][0]
 
 
-def stock_arguments(trainer: SpeakerTrainer, batch: SimpleNamespace) -> dict[str, Any]:
-    """What stock TRL would have been given for the same rows: pixels, once for every completion."""
-    images = ImageFolder(trainer.data_folder)
-    pixels = trainer.processing_class.image_processor(
-        images=[images.load(row["query"]) for row in batch.rows], return_tensors="pt"
-    )
-    ids = torch.cat([batch.inputs["prompt_ids"], batch.inputs["completion_ids"]], 1)
-    return {
-        "pixel_values": pixels["pixel_values"],
-        "image_grid_thw": pixels["image_grid_thw"],
-        "num_images": [1] * len(ids),
-        "mm_token_type_ids": (ids == trainer.model.config.image_token_id).long(),
-    }
+def loss_by(trainer: SharedPrefixTrainer, inputs: dict[str, Any], engine: Any) -> SimpleNamespace:
+    """Loss, gradient, log-probabilities and entropies; the log-probabilities come from a class's method."""
+    kept: list[torch.Tensor] = []
 
+    def method(*arguments: Any, **keywords: Any) -> Any:
+        out = engine._get_per_token_logps_and_entropies(trainer, *arguments, **keywords)
+        kept.extend(value.detach() for value in out[:2])
+        return out
 
-def test_log_probabilities_entropies_loss_and_gradients_equal_stock_trl(
-    trainer: SpeakerTrainer, batch: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shared, extra = SpeakerTrainer._get_per_token_logps_and_entropies, stock_arguments(trainer, batch)
-    inputs = {**batch.inputs, "advantages": torch.linspace(-1, 1, 8)}
-    results = {}
-    for name in ("stock", "shared"):
-        kept: list[torch.Tensor] = []
-
-        def method(
-            self: Any, model: Any, *arguments: Any, _name: str = name, _kept: Any = kept, **keywords: Any
-        ) -> Any:
-            function = shared if _name == "shared" else GRPOTrainer._get_per_token_logps_and_entropies
-            out = function(self, model, *arguments, **{**keywords, **(extra if _name == "stock" else {})})
-            _kept.extend(value.detach() for value in out[:2])
-            return out
-
-        monkeypatch.setattr(SpeakerTrainer, "_get_per_token_logps_and_entropies", method)
+    trainer._get_per_token_logps_and_entropies = method
+    try:
         trainer.model.zero_grad()
         loss = trainer._compute_loss(trainer.model, inputs)
         loss.backward()
-        gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
-        results[name] = (loss.item(), gradient, kept)
+    finally:
+        del trainer._get_per_token_logps_and_entropies
+    gradient = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+    return SimpleNamespace(loss=loss.item(), gradient=gradient, logps=kept[0], entropies=kept[1])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["dapo", "dr_grpo", "grpo", "bnpo"])
+def test_log_probabilities_entropies_loss_and_gradients_equal_stock_trl(
+    trainer: SharedPrefixTrainer,
+    batch: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    loss_type: str,
+    level: str,
+    beta: float,
+) -> None:
+    for name, value in (("loss_type", loss_type), ("importance_sampling_level", level), ("beta", beta)):
+        monkeypatch.setattr(trainer, name, value)
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(batch.inputs["completion_ids"].shape, generator=generator) * 0.1
+    old = batch.inputs["ref_per_token_logps"] + noise  # rollouts of an older policy: ratios differ from 1
+    inputs = {**batch.inputs, "advantages": torch.linspace(-1, 1, 8), "old_per_token_logps": old}
+    stock, shared = (loss_by(trainer, inputs, engine) for engine in (SpeakerTrainer, SharedPrefixTrainer))
     mask = batch.inputs["completion_mask"].bool()
-    for stock_values, shared_values in zip(results["stock"][2], results["shared"][2], strict=True):
-        torch.testing.assert_close(stock_values[mask], shared_values[mask], atol=2e-5, rtol=0)
-    assert results["shared"][0] == pytest.approx(results["stock"][0], abs=1e-6)
-    difference = (results["stock"][1] - results["shared"][1]).norm() / results["stock"][1].norm()
-    assert difference < 1e-4
-    assert results["stock"][1].norm() > 1e-3  # there is something to compare
+    torch.testing.assert_close(stock.logps[mask], shared.logps[mask], atol=2e-5, rtol=0)
+    torch.testing.assert_close(stock.entropies[mask], shared.entropies[mask], atol=2e-5, rtol=0)
+    assert shared.loss == pytest.approx(stock.loss, abs=1e-6)
+    assert (stock.gradient - shared.gradient).norm() / stock.gradient.norm() < 1e-4
+    assert stock.gradient.norm() > 1e-4  # there is something to compare
 
 
-def test_rollouts_follow_the_policy(trainer: SpeakerTrainer, batch: SimpleNamespace) -> None:
+def test_reading_in_parts_changes_nothing(
+    trainer: SharedPrefixTrainer, batch: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.cat([batch.inputs["prompt_ids"], batch.inputs["completion_ids"]], 1)
+    mask = torch.cat([batch.inputs["prompt_mask"], batch.inputs["completion_mask"]], 1)
+    trainer._prompt_of_row = [0, 0, 0, 0, 1, 1, 1, 1]
+    found, sizes, read = [], [], trainer._read
+
+    def short_of_memory(model: Any, groups: Any) -> Any:
+        sizes.append(sum(group.tokens for group in groups))
+        if sizes[-1] > 100:
+            raise torch.OutOfMemoryError("simulated")
+        return read(model, groups)
+
+    for method in (read, short_of_memory):
+        monkeypatch.setattr(trainer, "_read", method)
+        with torch.no_grad():
+            found.append(trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, 12, compute_entropy=True))
+    assert sizes[0] > 100
+    assert len([size for size in sizes if size <= 100]) > 1
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
+
+
+def test_rollouts_follow_the_policy(trainer: SharedPrefixTrainer, batch: SimpleNamespace) -> None:
     """Greedy continuation by a plain forward pass equals the sampler at a temperature near 0."""
     trainer.temperature, temperature = 1e-6, trainer.temperature
     try:
@@ -173,39 +195,75 @@ def test_rollouts_follow_the_policy(trainer: SpeakerTrainer, batch: SimpleNamesp
         completions, _ = trainer._generate_single_turn(ids, None, {}, 4)
     finally:
         trainer.temperature = temperature
-    pixels = stock_arguments(trainer, batch)
-    patches = len(pixels["pixel_values"]) // 8
+    pixels = [trainer._pixels([trainer._queries[number]]) for number in (0, 1)]
     for row in (0, 4):
         sequence = list(ids[row])
         for token in completions[row]:
             with torch.no_grad():
                 logits = trainer.model(
                     input_ids=torch.tensor([sequence]),
-                    pixel_values=pixels["pixel_values"][row * patches : (row + 1) * patches],
-                    image_grid_thw=pixels["image_grid_thw"][row : row + 1],
+                    **pixels[row // 4],
                     mm_token_type_ids=(torch.tensor([sequence]) == trainer._image_token).long(),
                 ).logits[0, -1]
-            logits[trainer._banned] = -torch.inf
+            logits[[trainer.model.config.image_token_id, trainer.model.config.video_token_id]] = -torch.inf
             assert int(logits.argmax()) == token
             sequence.append(token)
 
 
-def test_a_batch_that_tears_groups_apart_is_refused(trainer: SpeakerTrainer) -> None:
-    trainer.args.per_device_train_batch_size, size = 6, trainer.args.per_device_train_batch_size
-    try:
-        with pytest.raises(ValueError, match="multiple of num_generations"):
-            trainer.check_groups()
-    finally:
-        trainer.args.per_device_train_batch_size = size
+def test_rollouts_of_trl_see_the_photos(trainer: SharedPrefixTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM or ZeRO-3 would fall back to, at a temperature near 0, equals the sampler."""
+    for name, value in (("temperature", 1e-6), ("_prompt_of_row", [0] * 4 + [1] * 4)):
+        monkeypatch.setattr(trainer, name, value)
+    monkeypatch.setattr(trainer, "generation_config", deepcopy(trainer.generation_config))
+    trainer.generation_config.do_sample = False
+    trainer.generation_config.temperature = 1.0
+    trainer.generation_config.suppress_tokens = [
+        trainer.model.config.image_token_id,
+        trainer.model.config.video_token_id,
+    ]
+    ids = [trainer._prompts[number].ids for number in trainer._prompt_of_row]
+    ours, _ = trainer._generate_single_turn(ids, None, {}, 4)
+    monkeypatch.setattr(trainer, "_writes_itself", False)
+    theirs, _ = trainer._generate_single_turn(ids, None, {}, 4)
+    assert ours == theirs
 
 
-def test_samples_show_completions_with_their_rewards(trainer: SpeakerTrainer, batch: SimpleNamespace) -> None:
+def test_an_update_that_runs_out_of_memory_is_repeated_with_checkpointing(
+    trainer: SharedPrefixTrainer, batch: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients, compute = [], trainer._compute_loss
+    batch.inputs["advantages"] = torch.linspace(-1, 1, 8)
+    trainer._buffered_inputs = [batch.inputs]
+
+    def short_of_memory(model: Any, inputs: Any) -> Any:
+        loss = compute(model, inputs)
+        if not model.is_activation_checkpointing:
+            loss.backward()  # part of the gradient is there already
+            raise torch.OutOfMemoryError("simulated")
+        return loss
+
+    for method in (compute, short_of_memory):
+        monkeypatch.setattr(trainer, "_compute_loss", method)
+        monkeypatch.setattr(trainer, "_may_checkpoint", method is short_of_memory)
+        monkeypatch.setattr(trainer, "_step", 0)
+        monkeypatch.setattr(trainer, "_generated_at", 0)
+        trainer.model.zero_grad()
+        trainer.training_step(trainer.model, batch.rows)
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    assert trainer.model.is_activation_checkpointing
+    trainer.model.activation_checkpointing_disable()
+    trainer.args.gradient_checkpointing = False
+    assert gradients[0].norm() > 1e-4
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_samples_show_completions_with_their_rewards(trainer: SharedPrefixTrainer, batch: SimpleNamespace) -> None:
     samples = trainer.samples()
     assert len(samples) == 8
     assert set(samples[0]) >= {"completion", "listener", "format", "length", "repetition", "advantage", "target_index"}
 
 
-def test_no_vision_weight_is_trained(trainer: SpeakerTrainer) -> None:
+def test_no_vision_weight_is_trained(trainer: SharedPrefixTrainer) -> None:
     names = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
     assert names
     assert all("language_model" in name and "lora_" in name for name in names)
