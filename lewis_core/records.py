@@ -50,6 +50,9 @@ class Concept(Record):
     train: tuple[ImageRecord, ...] = ()
     test: tuple[ImageRecord, ...] = ()
     negative: tuple[ImageRecord, ...] = ()
+    """Images collected for this concept that do not show it."""
+    hard_negative: tuple[ImageRecord, ...] = ()
+    """Negatives that show something very like it."""
 
     @property
     def id(self) -> str:
@@ -61,6 +64,8 @@ class Catalog(Record):
     """All concepts, sorted by id. Image paths are relative to the data root, which is not part of the record."""
 
     concepts: tuple[Concept, ...]
+    negatives: tuple[ImageRecord, ...] = ()
+    """Images that show none of the concepts, e.g. from the web; sorted by path."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ class Catalog(Record):
     def select(self, concept_ids: Iterable[str]) -> "Catalog":
         """Keep the named concepts only, in catalog order."""
         wanted = set(concept_ids)
-        return Catalog(concepts=tuple(c for c in self.concepts if c.id in wanted))
+        return Catalog(concepts=tuple(c for c in self.concepts if c.id in wanted), negatives=self.negatives)
 
 
 class Splits(Record):

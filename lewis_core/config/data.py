@@ -10,14 +10,17 @@ from lewis_core.pocket.config import PocketWorldConfig
 
 MAX_IMAGE_PIXELS = 100_000_000
 """No stage opens larger images."""
+LayoutName = Literal["perva", "yollava", "myvlm", "dreambooth", "this-is-my", "folders", "flat"]
+"""Data sets as they are published; ``folders``: your own, by category; ``flat``: your own, without categories."""
 
 
 class FolderSource(FrozenConfig):
-    """Photos of your own, in the PerVA layout (``<root>/{train,test}/<category>/<concept>/<n>.jpg``)."""
+    """Photos of your own (``<root>/{train,test}/<category>/<concept>/<n>.jpg`` and others), or a published data set."""
 
     type: Literal["folder"] = "folder"
     root: Path
-    """Folder that holds ``train`` and ``test`` (or ``train_`` and ``test_``), or the categories themselves."""
+    """Folder that holds ``train`` and ``test`` (or ``train_`` and ``test_``), or the categories or concepts themselves;
+    see ``catalog.layout``."""
 
 
 class PocketSource(FrozenConfig):
@@ -34,6 +37,11 @@ SourceConfig = Annotated[FolderSource | PocketSource, Field(discriminator="type"
 class CatalogConfig(FrozenConfig):
     """What counts as an image, and how much may be wrong with a folder."""
 
+    layout: LayoutName | Literal["auto"] = "auto"
+    """How the photos' folders are arranged; ``auto`` finds out and says why."""
+    flat_category: Literal["all", "word"] = "all"
+    """Data sets without categories: put all concepts into one called ``all``, as the published protocols do, or make a
+    category of each word for a kind, e.g. ``person`` and ``building``."""
     train_images: int | None = Field(default=None, ge=1)
     """Unsplit layouts only: images of each concept kept for training, chosen by seed; the rest is for testing."""
     max_quarantine_frac: float = Field(default=0.05, ge=0, le=1)

@@ -17,9 +17,9 @@ from pathlib import Path
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, inspect_image
-from lewis_core.data.layout import EXPECTED, FoundFile, Layout, SetAside, Split, read_layout
-from lewis_core.data.questions import QUESTIONS_FILE, read_questions
-from lewis_core.data.vocabulary import category_word
+from lewis_core.data.layout import EXPECTED, FoundFile, Listing, SetAside, Split, list_data_root
+from lewis_core.data.questions import read_questions
+from lewis_core.data.vocabulary import category_word, word_in_name
 from lewis_core.errors import CatalogError, ImageError, QuarantineError
 from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, Record, save_jsonl, save_record
 from lewis_core.reporting import Reporter, track
@@ -77,26 +77,29 @@ def build_catalog(
         reporter: Receives progress.
 
     Returns:
-        Counts, and the names of empty categories and of concepts without a usable image.
+        The layout and the evidence for it, counts, and the names of empty categories and of concepts without a
+        usable image.
 
     Raises:
         CatalogError: If the folder does not have a known layout, or holds no usable image.
         QuarantineError: If more images are unusable than the settings allow.
     """
     del fingerprint
-    layout = read_layout(data_root)
-    _check_layout(layout, data_root, config)
-    inspected = _inspect(layout, data_root, config, runtime, reporter)
-    catalog = _assemble(inspected, config)
+    listing = list_data_root(data_root, config.layout)
+    _check_listing(listing, data_root, config)
+    inspected = _inspect(listing, data_root, config, runtime, reporter)
+    catalog = _assemble(inspected, listing, config)
     _check_quarantine(inspected, catalog, data_root, config)
     duplicates = find_duplicates(catalog)
     set_aside = [*inspected.unusable, *inspected.others]
-    questions = _write_companions(data_root, output_dir, catalog, set_aside)
+    questions = _write_companions(data_root, output_dir, listing, catalog, set_aside)
     save_record(output_dir / "catalog.json", catalog)
     save_jsonl(output_dir / "quarantine.jsonl", set_aside)
     save_jsonl(output_dir / "duplicates.jsonl", duplicates)
     return {
-        **_count(catalog, layout),
+        "layout": listing.layout.name,
+        "layout_evidence": list(listing.evidence),
+        **_count(catalog, listing),
         "quarantined": len(inspected.unusable),
         "other_files": len(inspected.others),
         "duplicates_across_concepts": sum(duplicate.across_concepts for duplicate in duplicates),
@@ -105,26 +108,28 @@ def build_catalog(
     }
 
 
-def _check_layout(layout: Layout, data_root: Path, config: CatalogConfig) -> None:
+def _check_listing(listing: Listing, data_root: Path, config: CatalogConfig) -> None:
     """Refuse a data root from which no catalog can be made.
 
     Raises:
         CatalogError: If it holds no files in concept folders, or a split is missing and none is configured.
     """
-    if not layout.files:
-        hints = [f"{entry.path}: {entry.reason}" for entry in [*layout.set_aside, *layout.others][:_NAMED]]
+    if not listing.files:
+        hints = [f"{entry.path}: {entry.reason}" for entry in [*listing.set_aside, *listing.others][:_NAMED]]
         raise CatalogError("\n".join([f"no images in {data_root}; expected {EXPECTED}", *hints]))
-    if not layout.is_split and config.train_images is None:
+    if not listing.is_split and config.train_images is None:
         raise CatalogError(
             f"{data_root} has no train and test folders; add them, or say with catalog.train_images how many images "
             "of each concept are for training"
         )
-    known = layout.categories | {f"{category}/{concept}" for category, concept in layout.concepts}
+    known = listing.categories | {f"{category}/{concept}" for category, concept in listing.concepts}
     if unknown := sorted(set(config.category_words) - known):
         logger.warning("catalog.category_words names what the data does not have: %s", ", ".join(unknown))
 
 
-def _inspect(layout: Layout, data_root: Path, config: CatalogConfig, runtime: Runtime, reporter: Reporter) -> Inspected:
+def _inspect(
+    listing: Listing, data_root: Path, config: CatalogConfig, runtime: Runtime, reporter: Reporter
+) -> Inspected:
     """Open every file; Pillow and hashlib leave the interpreter while they work, so threads are enough."""
 
     def inspect(file: FoundFile) -> ImageRecord | ImageError:
@@ -135,10 +140,10 @@ def _inspect(layout: Layout, data_root: Path, config: CatalogConfig, runtime: Ru
 
     with warnings.catch_warnings(), ThreadPoolExecutor(runtime.num_workers) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
-        results = list(track(pool.map(inspect, layout.files), len(layout.files), "images", reporter))
+        results = list(track(pool.map(inspect, listing.files), len(listing.files), "images", reporter))
     images: list[tuple[FoundFile, ImageRecord]] = []
-    unusable, others = list(layout.set_aside), list(layout.others)
-    for file, result in zip(layout.files, results, strict=True):
+    unusable, others = list(listing.set_aside), list(listing.others)
+    for file, result in zip(listing.files, results, strict=True):
         if isinstance(result, ImageRecord):
             images.append((file, result))
         else:
@@ -176,25 +181,39 @@ def _check_quarantine(inspected: Inspected, catalog: Catalog, data_root: Path, c
         raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
 
 
-def _assemble(inspected: Inspected, config: CatalogConfig) -> Catalog:
+def _assemble(inspected: Inspected, listing: Listing, config: CatalogConfig) -> Catalog:
     """Group images into concepts; concepts without a photo of their own are left out."""
     grouped: dict[tuple[str, str], dict[Split, list[ImageRecord]]] = defaultdict(lambda: defaultdict(list))
     for file, image in inspected.images:
         grouped[file.category, file.concept][file.split].append(image)
+    negatives = grouped.pop(("", ""), {}).get("negative", [])
     concepts = []
     for (category, name), images in grouped.items():
         train, test = choose_train_images(images["unsplit"], config.train_images or 0, config.seed, category, name)
+        word = _find_word(category, name, listing, config)
         concept = Concept(
-            category=category,
-            category_word=category_word(category, name, config.category_words),
+            category=word.replace(" ", "_") if _groups_by_word(listing, config) else category,
+            category_word=word,
             name=name,
             train=(*images["train"], *train),
             test=(*images["test"], *test),
             negative=tuple(images["negative"]),
+            hard_negative=tuple(images["hard_negative"]),
         )
         if concept.train or concept.test:
             concepts.append(concept)
-    return Catalog(concepts=tuple(sorted(concepts, key=lambda concept: concept.id)))
+    return Catalog(concepts=tuple(sorted(concepts, key=lambda concept: concept.id)), negatives=tuple(negatives))
+
+
+def _find_word(category: str, name: str, listing: Listing, config: CatalogConfig) -> str:
+    """Word for a concept's kind: the settings', else the data set's, else the category's."""
+    word = word_in_name(name) if listing.layout.word_in_name else None
+    return category_word(category, name, config.category_words, {name: word} if word else listing.layout.words)
+
+
+def _groups_by_word(listing: Listing, config: CatalogConfig) -> bool:
+    """Whether the one pseudo-category of a data set is taken apart by the words for its concepts."""
+    return config.flat_category == "word" and len(listing.categories) == 1
 
 
 def choose_train_images(
@@ -241,19 +260,28 @@ def find_duplicates(catalog: Catalog) -> list[Duplicate]:
     return duplicates
 
 
-def _write_companions(data_root: Path, output_dir: Path, catalog: Catalog, set_aside: list[SetAside]) -> JsonObject:
-    """Take over the questions and the ground truth that come with the photos; malformed questions are set aside."""
+def _write_companions(
+    data_root: Path, output_dir: Path, listing: Listing, catalog: Catalog, set_aside: list[SetAside]
+) -> JsonObject:
+    """Take over the questions and the ground truth that come with the photos; malformed questions are set aside.
+
+    Raises:
+        CatalogError: If such a file is not JSON, or there are several files of questions.
+    """
     if (data_root / FACTS_FILE).is_file():
         _check_json(data_root / FACTS_FILE)
         shutil.copyfile(data_root / FACTS_FILE, output_dir / FACTS_FILE)
-    if not (data_root / QUESTIONS_FILE).is_file():
+    found = [name for name in listing.layout.question_files if (data_root / name).is_file()]
+    if not found:
         return {}
-    items, malformed = read_questions(data_root / QUESTIONS_FILE, catalog)
+    if len(found) > 1:
+        raise CatalogError(f"{data_root} holds several files of questions, {' and '.join(found)}; keep one of them")
+    items, malformed = read_questions(data_root / found[0], catalog)
     set_aside.extend(malformed)
     if items:
         save_jsonl(output_dir / "questions.jsonl", items)
     else:
-        logger.warning("%s has no question that can be used; none is asked", QUESTIONS_FILE)
+        logger.warning("%s has no question that can be used; none is asked", found[0])
     if malformed:
         logger.warning(
             "%d questions cannot be used, e.g. %s: %s", len(malformed), malformed[0].path, malformed[0].reason
@@ -275,13 +303,12 @@ def _check_json(path: Path) -> None:
         raise CatalogError(f"{path}: expected a JSON object, found a {type(content).__name__}")
 
 
-def _count(catalog: Catalog, layout: Layout) -> JsonObject:
+def _count(catalog: Catalog, listing: Listing) -> JsonObject:
     """Sizes of the catalog, and the names of what came out empty (also logged)."""
-    used = {concept.id for concept in catalog.concepts}
-    without_image = sorted(
-        f"{category}/{name}" for category, name in layout.concepts if f"{category}/{name}" not in used
-    )
-    empty = sorted(layout.categories - set(catalog.categories))
+    regrouped = next(iter(listing.categories)) if len(listing.categories) == 1 else None
+    used = {(regrouped or concept.category, concept.name) for concept in catalog.concepts}
+    without_image = sorted("/".join(concept) for concept in listing.concepts - used)
+    empty = sorted(listing.categories - {category for category, _ in used})
     _warn("categories without a usable image, left out", empty)
     _warn("concepts without a usable image, left out", without_image)
     return {
@@ -289,7 +316,8 @@ def _count(catalog: Catalog, layout: Layout) -> JsonObject:
         "concepts": len(catalog.concepts),
         "train_images": sum(len(concept.train) for concept in catalog.concepts),
         "test_images": sum(len(concept.test) for concept in catalog.concepts),
-        "negative_images": sum(len(concept.negative) for concept in catalog.concepts),
+        "negative_images": len(catalog.negatives)
+        + sum(len(concept.negative) + len(concept.hard_negative) for concept in catalog.concepts),
         "empty_categories": empty,
         "concepts_without_image": without_image,
     }

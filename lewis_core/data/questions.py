@@ -2,10 +2,12 @@
 
 The file maps a concept (``category/name``, or a name that is unique in the catalog) to images, and each image path to
 one question or a list of them: ``{"question": …, "options": {"A": …, "B": …}, "correct_answer": "A"}``. The image path
-``""`` asks the memory alone. Entries that cannot be used are named, never guessed at.
+``""`` asks the memory alone. The thing is called ``<sks>`` (``sks`` in other people's copies). Entries that cannot be
+used are named, never guessed at.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +16,7 @@ from lewis_core.data.layout import SetAside
 from lewis_core.errors import CatalogError, DataError
 from lewis_core.records import Catalog, Concept, VqaItem
 
-QUESTIONS_FILE = "visual-qa.json"
+_BARE_PLACEHOLDER = re.compile(r"(?<![\w<])sks(?![\w>])")
 
 
 def read_questions(path: Path, catalog: Catalog) -> tuple[list[VqaItem], list[SetAside]]:
@@ -67,6 +69,8 @@ def _find_concept(catalog: Catalog, key: str) -> Concept:
         DataError: If none or several fit.
     """
     fitting = [concept for concept in catalog.concepts if key in (concept.id, concept.name)]
+    if not fitting:  # This-Is-My-Img names a thing "Alexs hat-hat" on disk, "Alexs hat" in its questions
+        fitting = [concept for concept in catalog.concepts if f"{key}-{concept.category_word}" == concept.name]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -93,10 +97,15 @@ def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any) -> VqaI
         id=item_id,
         concept=concept.id,
         image=_find_image(concept, image),
-        question=question,
-        options=tuple(options[letter] for letter in letters),
+        question=_restore_placeholder(question),
+        options=tuple(_restore_placeholder(options[letter]) for letter in letters),
         correct=_find_answer(letters, options, entry.get("correct_answer")),
     )
+
+
+def _restore_placeholder(text: str) -> str:
+    """Write the placeholder with its brackets, which some copies of the published files have lost."""
+    return _BARE_PLACEHOLDER.sub("<sks>", text)
 
 
 def _is_text(value: object) -> bool:

@@ -44,6 +44,11 @@ def test_catalog_of_a_clean_tree(root: Path) -> None:
     assert [image.path for image in first.test] == ["test/bag/b00/0.jpg", "test/bag/b00/1.jpg"]
     assert (first.category_word, first.train[0].width) == ("bag", 32)
     assert summary == {
+        "layout": "folders",
+        "layout_evidence": [
+            "train and test folders, images in <category>/<concept>, e.g. train/bag/b00/0.jpg",
+            "no sign of a known data set",
+        ],
         "categories": 2, "concepts": 4, "train_images": 8, "test_images": 8, "negative_images": 0,
         "empty_categories": [], "concepts_without_image": [], "quarantined": 0, "other_files": 0,
         "duplicates_across_concepts": 0, "duplicates_across_splits": 0,
