@@ -30,6 +30,8 @@ def listener_command(ref: ModelRef, image_root: Path, runtime: Runtime, port: in
     command = [sys.executable, "-m", "lewis_core.listener", "--model", ref.model_dump_json()]
     command += ["--image-root", str(image_root), "--port", str(port), "--device", runtime.device]
     command += ["--workers", str(runtime.num_workers), "--batch-size", str(runtime.batch_size)]
+    if runtime.batch_tokens is not None:
+        command += ["--batch-tokens", str(runtime.batch_tokens)]
     if runtime.torch_threads is not None:
         command += ["--threads", str(runtime.torch_threads)]
     return command

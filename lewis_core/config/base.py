@@ -47,3 +47,6 @@ class Runtime(FrozenConfig):
     """CPU threads of each torch process; ``None`` leaves torch's own choice."""
     batch_size: int = Field(default=64, ge=1)
     """Rows of one forward pass; halved and retried when memory runs out."""
+    batch_tokens: int | None = Field(default=None, ge=64)
+    """Tokens of one forward pass that scores or answers, each prompt counted once; ``None``: 16384 on a GPU, 8192 on a
+    CPU. Halved and retried when memory runs out."""

@@ -41,7 +41,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images")
-    parser.add_argument("--batch-size", type=int, default=64, help="rows of one forward pass")
+    parser.add_argument("--batch-size", type=int, default=64, help="completions that are written together")
+    parser.add_argument("--batch-tokens", type=int, help="tokens of one forward pass that scores or answers")
     parser.add_argument("--max-waiting", type=int, default=128, help="requests that may wait; more get 503")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser.parse_args(arguments)
@@ -138,7 +139,11 @@ def _serve(args: argparse.Namespace, ref: ModelRef, token: str | None, listening
         from lewis_core.models.vlm import open_model
 
         runtime = Runtime(
-            device=args.device, num_workers=args.workers, torch_threads=args.threads, batch_size=args.batch_size
+            device=args.device,
+            num_workers=args.workers,
+            torch_threads=args.threads,
+            batch_size=args.batch_size,
+            batch_tokens=args.batch_tokens,
         )
         return open_model(ref, runtime, args.image_root)
 

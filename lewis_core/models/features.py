@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +12,12 @@ from torch import Tensor
 from lewis_core.data.images import MAX_ASPECT
 from lewis_core.errors import ImageError
 from lewis_core.models.images import ImageSource
+from lewis_core.retrieval.encoder import prefetch
 
 MAX_PATCHES = 32_768
 """Patches of one pass through the vision tower (of several images together)."""
+DECODED_AHEAD = 64
+"""Images that are decoded before they are needed."""
 
 
 @dataclass(frozen=True)
@@ -91,35 +93,36 @@ class VisionEncoder:
         Raises:
             ImageError: If an image cannot be used.
         """
-        found = {digest: features for digest in references if (features := self._cache.get(digest))}
-        missing = {digest: reference for digest, reference in references.items() if digest not in found}
-        for digests, inputs in self._inputs(missing):
-            for digest, features in zip(digests, self._encode(inputs), strict=True):
-                self._cache.put(digest, features)
-                found[digest] = features
-        return found
+        return dict(self.stream(references))
 
-    def _inputs(self, references: Mapping[str, str]) -> Iterator[tuple[list[str], list[Any]]]:
-        """Preprocess images, in groups that fit one pass through the vision tower."""
+    def stream(self, references: Mapping[str, str]) -> Iterator[tuple[str, ImageFeatures]]:
+        """As a call, one image after the other, in order; later images are decoded meanwhile."""
+        found = {digest: features for digest in references if (features := self._cache.get(digest))}
+        lots = self._lots({digest: reference for digest, reference in references.items() if digest not in found})
+        for digest in references:
+            if digest not in found:
+                digests, inputs = next(lots)
+                found.update(zip(digests, self._encode(inputs), strict=True))
+                for one in digests:
+                    self._cache.put(one, found[one])
+            yield digest, found.pop(digest)
+
+    def _lots(self, references: Mapping[str, str]) -> Iterator[tuple[list[str], list[Any]]]:
+        """Preprocess images, in lots that fit one pass through the vision tower."""
         digests: list[str] = []
         inputs: list[Any] = []
-        with ThreadPoolExecutor(self._workers) as pool:
-            for digest, pixels in zip(references, pool.map(self._preprocess, references.values()), strict=True):
-                if digests and sum(len(x["pixel_values"]) for x in (*inputs, pixels)) > MAX_PATCHES:
-                    yield digests, inputs
-                    digests, inputs = [], []
-                digests.append(digest)
-                inputs.append(pixels)
+        decoded = prefetch(references.values(), self._preprocess, self._workers, DECODED_AHEAD)
+        for digest, pixels in zip(references, decoded, strict=True):
+            if digests and sum(len(x["pixel_values"]) for x in (*inputs, pixels)) > MAX_PATCHES:
+                yield digests, inputs
+                digests, inputs = [], []
+            digests.append(digest)
+            inputs.append(pixels)
         if digests:
             yield digests, inputs
 
     def _preprocess(self, reference: str) -> Any:
-        image: Image.Image = self._images.load(reference)
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise ImageError(
-                reference, f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT} times its width"
-            )
-        return self._processor(images=[image], return_tensors="pt")
+        return self._processor(images=[load_image(self._images, reference)], return_tensors="pt")
 
     @torch.inference_mode()
     def _encode(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
@@ -132,6 +135,18 @@ class VisionEncoder:
             ImageFeatures(tokens.clone(), grid[i : i + 1], tuple(layer[i].clone() for layer in layers))
             for i, tokens in enumerate(out.pooler_output)
         ]
+
+
+def load_image(images: ImageSource, reference: str) -> Image.Image:
+    """Decode an image that a vision tower can take.
+
+    Raises:
+        ImageError: If it cannot be used, or is too long a strip.
+    """
+    image = images.load(reference)
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ImageError(reference, f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT} times its width")
+    return image
 
 
 def _split(layer: Any, sizes: Sequence[int]) -> Sequence[Tensor]:

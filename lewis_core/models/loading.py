@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ModelError
+from lewis_core.models.attention import use_shared_prefix
 from lewis_core.models.files import adapter_folder, resolve_model_path
 
 logger = logging.getLogger(__name__)
 SUPPORTED = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
-"""Supported architectures: ``model_type`` of config.json → name."""
+"""Architectures that the shared-prefix engine supports: ``model_type`` of config.json → name."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
 
@@ -45,6 +46,9 @@ def resolve_dtype(ref: ModelRef, device: torch.device) -> torch.dtype:
 def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> tuple[Any, Any]:
     """Load a model, in evaluation mode, with its adapter (unmerged) and its processor.
 
+    With the shared-prefix engine, the language model attends to packed rows by
+    :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks).
+
     Also sets torch's thread count (``runtime.torch_threads``), turns cuDNN attention off (it builds a plan for every
     new shape), and silences the progress bars and notes of transformers.
 
@@ -54,7 +58,7 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
         trainable: Keep the adapter's weights trainable and in float32, to train it further.
 
     Returns:
-        Model and processor; the processor pads on the left and resizes to ``ref``'s pixel limits.
+        Model and processor; the processor pads on the left and, for Qwen-VL models, resizes to ``ref``'s pixel limits.
 
     Raises:
         ModelError: If anything is missing, damaged, of an unsupported architecture, or does not fit together.
@@ -67,6 +71,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
     _check_architecture(path, ref)
     processor = _load_processor(path, ref)
     model = _load_weights(path, ref, resolve_dtype(ref, device))
+    if ref.engine == "shared_prefix" and ref.attention != "eager":
+        use_shared_prefix(model)
     if adapter := adapter_folder(ref):
         model = _load_adapter(model, adapter, trainable)
     model = model.to(device).eval()
@@ -124,9 +130,12 @@ def _check_folder(folder: Path) -> None:
 def _check_architecture(path: str, ref: ModelRef) -> None:
     config = _read_config(path, ref.revision)
     model_type = config.get("model_type")
-    if model_type not in SUPPORTED:
+    if model_type not in SUPPORTED and ref.engine != "plain":
         known = ", ".join(f"{name} ({key})" for key, name in SUPPORTED.items())
-        raise ModelError(f"{ref.path} is of the architecture {model_type!r}; supported are {known}")
+        raise ModelError(
+            f"{ref.path} is of the architecture {model_type!r}; supported are {known}. With the setting engine = "
+            "'plain', which is slow, transformers' other image-text-to-text models run too"
+        )
     if ref.min_pixels > ref.max_pixels:
         raise ModelError(f"min_pixels ({ref.min_pixels}) must not exceed max_pixels ({ref.max_pixels})")
 
@@ -158,7 +167,8 @@ def _load_processor(path: str, ref: ModelRef) -> Any:
     if not getattr(processor, "chat_template", None):
         raise ModelError(f"the processor of {ref.path} has no chat template: expected chat_template.jinja")
     images, tokenizer = processor.image_processor, processor.tokenizer
-    images.size = type(images.size)(shortest_edge=ref.min_pixels, longest_edge=ref.max_pixels)
+    if getattr(images, "merge_size", None):  # others give their sizes another meaning
+        images.size = type(images.size)(shortest_edge=ref.min_pixels, longest_edge=ref.max_pixels)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

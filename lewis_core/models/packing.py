@@ -8,7 +8,7 @@ A model attends to such a row by :mod:`lewis_core.models.attention`, or with a d
 ``sdpa`` or ``eager`` (its cost grows with the square of the row).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -80,7 +80,7 @@ class Group:
         return replace(self, suffixes=self.suffixes[start:end], labels=labels)
 
 
-def batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
+def batches(groups: Iterable[Group], max_tokens: int) -> Iterator[list[Group]]:
     """Cut work into rows of at most ``max_tokens`` tokens (more if one prompt with one suffix is longer).
 
     The suffixes of all batches, one after the other, are those of ``groups``.

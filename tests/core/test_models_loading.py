@@ -151,3 +151,17 @@ def test_impossible_settings_are_refused(tiny):
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="finds no GPU"):
             load_model(ModelRef(path=str(tiny)), Runtime(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("options", "language", "vision"),
+    [
+        pytest.param({}, "shared_prefix", "sdpa", id="fast"),
+        pytest.param({"attention": "eager"}, "eager", "eager", id="dense-masks"),
+        pytest.param({"engine": "plain"}, "sdpa", "sdpa", id="plain"),
+    ],
+)
+def test_the_engine_decides_how_the_language_model_attends(tiny, options, language, vision):
+    model, _ = load_model(ModelRef(path=str(tiny), **options), Runtime(device="cpu"))
+    assert model.model.language_model.config._attn_implementation == language
+    assert model.model.visual.config._attn_implementation == vision

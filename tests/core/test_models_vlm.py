@@ -1,5 +1,6 @@
 """The fast paths against one plain forward per question, on a tiny random model."""
 
+import itertools
 import math
 from collections import defaultdict
 
@@ -9,15 +10,18 @@ import torch
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ImageError, ModelError
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
+from lewis_core.models import packing, shared_prefix
 from lewis_core.models.answers import answer_token_ids, spellings
 from lewis_core.models.features import FeatureCache, ImageFeatures
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
+from lewis_core.models.shared_prefix import EngineOptions
 from lewis_core.models.vlm import VisionLanguageModel
 from lewis_core.prompts import CONCISE
 from lewis_core.testing import write_image, write_tiny_checkpoint
 
 IMAGES = ("0.jpg", "1.jpg", "wide.jpg", "3.jpg", "4.jpg")
+HOW = {"packed": {"packed": True}, "cached": {"packed": False}, "plain": {"engine": "plain"}}
 TEXTS = ("A red mug.", "A photo of a bag. The bag is blue, with a star on its left side.", "A red hat.", "x")
 
 
@@ -41,7 +45,10 @@ def loaded(request, tmp_path_factory):
 
 @pytest.fixture
 def build(loaded, root):
-    return lambda **options: VisionLanguageModel(*loaded, CONCISE, ImageFolder(root), **options)
+    def build(engine="shared_prefix", **options):
+        return VisionLanguageModel(*loaded, CONCISE, ImageFolder(root), engine=engine, options=EngineOptions(**options))
+
+    return build
 
 
 def plain_inputs(loaded, root, image, text):
@@ -61,13 +68,14 @@ def plain_probabilities(loaded, root, image, text):
         return loaded[0](**plain_inputs(loaded, root, image, text)).logits[0, -1].float().softmax(-1)
 
 
-def test_score_equals_one_plain_forward_per_pair(build, loaded, root):
+@pytest.mark.parametrize("how", HOW)
+def test_score_equals_one_plain_forward_per_pair(build, loaded, root, how):
     games = [
         ScoreGame(candidates=IMAGES[:3], descriptions=TEXTS, category="mug"),
         ScoreGame(candidates=IMAGES[2:], descriptions=TEXTS[:2], category="bag"),
     ]
     yes, no = answer_token_ids(loaded[1].tokenizer, ("yes", "no"))
-    for game, scores in zip(games, build().score(games), strict=True):
+    for game, scores in zip(games, build(**HOW[how]).score(games), strict=True):
         for row, text in enumerate(game.descriptions):
             for column, image in enumerate(game.candidates):
                 p = plain_probabilities(loaded, root, image, CONCISE.match(game.category, text))
@@ -85,15 +93,16 @@ def test_images_and_descriptions_matter(build):
 
 def test_batched_equals_one_by_one(build):
     games = [ScoreGame(candidates=IMAGES[i : i + 2], descriptions=TEXTS[: 1 + i]) for i in range(4)]
-    together = build(batch_size=64).score(games)
-    for options in ({"batch_size": 1}, {"batch_size": 3, "cache_bytes": 0}):
-        model = build(**options)
+    together = build().score(games)
+    for packed, tokens in itertools.product((True, False), (1, 150, 10_000)):
+        model = build(packed=packed, batch_tokens=tokens, cache_bytes=0)
         apart = [model.score([game])[0] for game in games]
-        for one, other in zip(together, apart, strict=True):
+        for one, other in zip((*together, *together), (*apart, *model.score(games)), strict=True):
             assert torch.tensor(one.yes_log_odds).sub(torch.tensor(other.yes_log_odds)).abs().max() < 1e-5
 
 
-def test_choose_equals_one_plain_forward_per_question(build, loaded, root):
+@pytest.mark.parametrize("how", HOW)
+def test_choose_equals_one_plain_forward_per_question(build, loaded, root, how):
     letters, words = ("A", "B", "C"), ("yes", "no")
     items = [
         ChoiceItem(
@@ -101,7 +110,7 @@ def test_choose_equals_one_plain_forward_per_question(build, loaded, root):
         )
         for image in ("wide.jpg", None, "0.jpg")
     ]
-    for item, answers in zip(items, build(batch_size=5).choose(items), strict=True):
+    for item, answers in zip(items, build(**HOW[how]).choose(items), strict=True):
         for question, answer in zip(item.questions, answers, strict=True):
             p = plain_probabilities(loaded, root, item.image, question.prompt)
             ids = answer_token_ids(loaded[1].tokenizer, question.choices)
@@ -110,14 +119,15 @@ def test_choose_equals_one_plain_forward_per_question(build, loaded, root):
             assert answer.captured_mass == pytest.approx(sum(expected), abs=1e-5)
 
 
-def test_greedy_completions_equal_plain_generation(build, loaded, root):
+@pytest.mark.parametrize("engine", ["shared_prefix", "plain"])
+def test_greedy_completions_equal_plain_generation(build, loaded, root, engine):
     model, processor = loaded
     items = [
         GenerateItem(image=image, prompt=text, max_new_tokens=limit)
         for image, text, limit in (("wide.jpg", "Say.", 9), (None, TEXTS[1], 6), ("0.jpg", TEXTS[1], 9))
     ]
     placeholders = [model.config.image_token_id, model.config.video_token_id]
-    for item, [text] in zip(items, build().generate(items), strict=True):
+    for item, [text] in zip(items, build(engine).generate(items), strict=True):
         inputs = plain_inputs(loaded, root, item.image, item.prompt)
         out = model.generate(
             **inputs, do_sample=False, max_new_tokens=item.max_new_tokens, suppress_tokens=placeholders
@@ -191,30 +201,33 @@ def test_cache_forgets_the_least_recently_used():
     assert cache.get("a") is features
 
 
-def test_memory_that_runs_out_halves_the_batch(build, monkeypatch):
-    from lewis_core.models import vlm
-
+@pytest.mark.parametrize("how", ["packed", "cached"])
+def test_memory_that_runs_out_halves_the_batch(build, monkeypatch, how):
+    """Prompts and questions of one to four images: every one that does not fit is cut until it does."""
     games = [ScoreGame(candidates=IMAGES[:4], descriptions=TEXTS)]
     expected = build().score(games)
-    real, sizes = vlm.Prefilled, []
+    name, most, sizes = ("pack", 300, []) if how == "packed" else ("Prefilled", 120, [])
+    module = packing if how == "packed" else shared_prefix
+    real = getattr(module, name)
 
-    def small(model, prompts, *rest):
-        sizes.append(len(prompts))
-        if len(prompts) > 1:
+    def small(model, work, *rest):
+        sizes.append(sum(one.tokens if how == "packed" else len(one.ids) for one in work))
+        if sizes[-1] > most:
             raise torch.OutOfMemoryError("out of memory")
-        return real(model, prompts, *rest)
+        return real(model, work, *rest)
 
-    monkeypatch.setattr(vlm, "Prefilled", small)
-    found = build(batch_size=4).score(games)
-    assert sizes == [4, 2, 1, 1, 1, 1]
+    monkeypatch.setattr(module, name, small)
+    model = build(**HOW[how])
+    found = model.score(games)
+    assert sizes[0] > 1.5 * most
     assert torch.tensor(found[0].yes_log_odds).sub(torch.tensor(expected[0].yes_log_odds)).abs().max() < 1e-5
+    sizes.clear()
+    model.score(games)
+    assert max(sizes) <= most  # the lesson is kept
 
-    def never(*_):
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(vlm, "Prefilled", never)
+    most = 0
     with pytest.raises(ModelError, match="does not fit"):
-        build().score(games)
+        model.score(games)
 
 
 def test_broken_images_are_named(build, root):
