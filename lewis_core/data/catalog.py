@@ -4,55 +4,26 @@ The bytes of the result depend on the photos and settings only, not on the order
 workers or the process.
 """
 
-import json
 import logging
-import shutil
-import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, inspect_image
-from lewis_core.data.layout import EXPECTED, FoundFile, Listing, SetAside, Split, list_data_root
-from lewis_core.data.questions import read_questions
+from lewis_core.data.companions import write_companions
+from lewis_core.data.duplicates import find_duplicates
+from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
+from lewis_core.data.layout import EXPECTED, Listing, Split, list_data_root
 from lewis_core.data.vocabulary import category_word, word_in_name
-from lewis_core.errors import CatalogError, ImageError, QuarantineError
-from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, Record, save_jsonl, save_record
-from lewis_core.reporting import Reporter, track
+from lewis_core.errors import CatalogError
+from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, save_jsonl, save_record
+from lewis_core.reporting import Reporter
 from lewis_core.seeding import stable_rng
 
 logger = logging.getLogger(__name__)
-FACTS_FILE = "facts.json"
 _NAMED = 5
 """Files named in an error message."""
-
-
-class Duplicate(Record):
-    """A line of ``duplicates.jsonl``: one picture in several places where it should not be."""
-
-    sha256: str
-    paths: tuple[str, ...]
-    """Sorted."""
-    across_concepts: bool
-    """It stands for different things, so no description can tell them apart."""
-    across_splits: bool
-    """A photo for testing is also one for training."""
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """The usable images of a data root, and what was set aside."""
-
-    images: tuple[tuple[FoundFile, ImageRecord], ...]
-    """Sorted by path."""
-    unusable: tuple[SetAside, ...]
-    """Images that cannot be used, and links; they count for the limit."""
-    others: tuple[SetAside, ...]
-    """Files that do not claim to be images, such as notes; they do not count."""
 
 
 def build_catalog(
@@ -62,6 +33,7 @@ def build_catalog(
     data_root: Path,
     runtime: Runtime,
     reporter: Reporter,
+    work_dir: Path | None = None,
 ) -> JsonObject:
     """Read a data root.
 
@@ -75,6 +47,7 @@ def build_catalog(
         data_root: Folder of photos.
         runtime: Number of workers.
         reporter: Receives progress.
+        work_dir: Receives the list of unusable images when there are too many.
 
     Returns:
         The layout and the evidence for it, counts, and the names of empty categories and of concepts without a
@@ -87,12 +60,14 @@ def build_catalog(
     del fingerprint
     listing = list_data_root(data_root, config.layout)
     _check_listing(listing, data_root, config)
-    inspected = _inspect(listing, data_root, config, runtime, reporter)
+    inspected = inspect_files(listing, data_root, config, runtime, reporter)
+    check_quarantine(inspected, data_root, config, work_dir)
     catalog = _assemble(inspected, listing, config)
-    _check_quarantine(inspected, catalog, data_root, config)
+    if not catalog.concepts:
+        raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
     duplicates = find_duplicates(catalog)
     set_aside = [*inspected.unusable, *inspected.others]
-    questions = _write_companions(data_root, output_dir, listing, catalog, set_aside)
+    questions = write_companions(data_root, output_dir, listing, catalog, set_aside)
     save_record(output_dir / "catalog.json", catalog)
     save_jsonl(output_dir / "quarantine.jsonl", set_aside)
     save_jsonl(output_dir / "duplicates.jsonl", duplicates)
@@ -125,60 +100,6 @@ def _check_listing(listing: Listing, data_root: Path, config: CatalogConfig) -> 
     known = listing.categories | {f"{category}/{concept}" for category, concept in listing.concepts}
     if unknown := sorted(set(config.category_words) - known):
         logger.warning("catalog.category_words names what the data does not have: %s", ", ".join(unknown))
-
-
-def _inspect(
-    listing: Listing, data_root: Path, config: CatalogConfig, runtime: Runtime, reporter: Reporter
-) -> Inspected:
-    """Open every file; Pillow and hashlib leave the interpreter while they work, so threads are enough."""
-
-    def inspect(file: FoundFile) -> ImageRecord | ImageError:
-        try:
-            return inspect_image(data_root, file.path, config.max_image_pixels)
-        except ImageError as error:
-            return error
-
-    with warnings.catch_warnings(), ThreadPoolExecutor(runtime.num_workers) as pool:
-        warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
-        results = list(track(pool.map(inspect, listing.files), len(listing.files), "images", reporter))
-    images: list[tuple[FoundFile, ImageRecord]] = []
-    unusable, others = list(listing.set_aside), list(listing.others)
-    for file, result in zip(listing.files, results, strict=True):
-        if isinstance(result, ImageRecord):
-            images.append((file, result))
-        else:
-            claims = Path(file.path).suffix.lower() in SUFFIXES or result.reason != NOT_AN_IMAGE
-            (unusable if claims else others).append(SetAside(path=result.path, reason=result.reason))
-    return Inspected(tuple(images), tuple(sorted(unusable, key=_path)), tuple(sorted(others, key=_path)))
-
-
-def _path(entry: SetAside) -> str:
-    return entry.path
-
-
-def _check_quarantine(inspected: Inspected, catalog: Catalog, data_root: Path, config: CatalogConfig) -> None:
-    """Stop when too much is wrong.
-
-    Raises:
-        QuarantineError: If the share of unusable images is above the limit.
-        CatalogError: If none is left.
-    """
-    bad, total = len(inspected.unusable), len(inspected.unusable) + len(inspected.images)
-    if bad > config.max_quarantine_frac * total:
-        named = [f"  {entry.path}: {entry.reason}" for entry in inspected.unusable[:_NAMED]]
-        more = [f"  … and {bad - _NAMED} more"] if bad > _NAMED else []
-        raise QuarantineError(
-            "\n".join(
-                [
-                    f"{bad} of {total} images in {data_root} cannot be used, more than catalog.max_quarantine_frac = "
-                    f"{config.max_quarantine_frac:g} allows; repair or remove them, or raise the limit:",
-                    *named,
-                    *more,
-                ]
-            )
-        )
-    if not catalog.concepts:
-        raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
 
 
 def _assemble(inspected: Inspected, listing: Listing, config: CatalogConfig) -> Catalog:
@@ -238,79 +159,19 @@ def choose_train_images(
     return train, tuple(image for image in images if image.sha256 not in chosen)
 
 
-def find_duplicates(catalog: Catalog) -> list[Duplicate]:
-    """Find pictures that several concepts share, or that are both for training and for testing."""
-    places: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for concept in catalog.concepts:
-        for split, images in (("train", concept.train), ("test", concept.test)):
-            for image in images:
-                places[image.sha256].append((concept.id, split, image.path))
-    duplicates = []
-    for sha256, found in sorted(places.items()):
-        concepts, splits, paths = (set(column) for column in zip(*found, strict=True))
-        if len(concepts) > 1 or len(splits) > 1:
-            duplicates.append(
-                Duplicate(
-                    sha256=sha256,
-                    paths=tuple(sorted(paths)),
-                    across_concepts=len(concepts) > 1,
-                    across_splits=len(splits) > 1,
-                )
-            )
-    return duplicates
-
-
-def _write_companions(
-    data_root: Path, output_dir: Path, listing: Listing, catalog: Catalog, set_aside: list[SetAside]
-) -> JsonObject:
-    """Take over the questions and the ground truth that come with the photos; malformed questions are set aside.
-
-    Raises:
-        CatalogError: If such a file is not JSON, or there are several files of questions.
-    """
-    if (data_root / FACTS_FILE).is_file():
-        _check_json(data_root / FACTS_FILE)
-        shutil.copyfile(data_root / FACTS_FILE, output_dir / FACTS_FILE)
-    found = [name for name in listing.layout.question_files if (data_root / name).is_file()]
-    if not found:
-        return {}
-    if len(found) > 1:
-        raise CatalogError(f"{data_root} holds several files of questions, {' and '.join(found)}; keep one of them")
-    items, malformed = read_questions(data_root / found[0], catalog)
-    set_aside.extend(malformed)
-    if items:
-        save_jsonl(output_dir / "questions.jsonl", items)
-    else:
-        logger.warning("%s has no question that can be used; none is asked", found[0])
-    if malformed:
-        logger.warning(
-            "%d questions cannot be used, e.g. %s: %s", len(malformed), malformed[0].path, malformed[0].reason
-        )
-    return {"questions": len(items), "malformed_questions": len(malformed)}
-
-
-def _check_json(path: Path) -> None:
-    """Check that a file holds a JSON object.
-
-    Raises:
-        CatalogError: If it does not.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CatalogError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CatalogError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-
-
 def _count(catalog: Catalog, listing: Listing) -> JsonObject:
     """Sizes of the catalog, and the names of what came out empty (also logged)."""
     regrouped = next(iter(listing.categories)) if len(listing.categories) == 1 else None
     used = {(regrouped or concept.category, concept.name) for concept in catalog.concepts}
     without_image = sorted("/".join(concept) for concept in listing.concepts - used)
     empty = sorted(listing.categories - {category for category, _ in used})
+    lonely = [concept.id for concept in catalog.concepts if len({i.sha256 for i in concept.train + concept.test}) == 1]
+    sizes = Counter(concept.category for concept in catalog.concepts)
+    alone = sorted(category for category, size in sizes.items() if size == 1)
     _warn("categories without a usable image, left out", empty)
     _warn("concepts without a usable image, left out", without_image)
+    _warn("concepts with a single picture, which cannot be the target of a game about itself", lonely)
+    _warn("categories with a single concept, which has no look-alikes and is held out", alone)
     return {
         "categories": len(catalog.categories),
         "concepts": len(catalog.concepts),
@@ -320,6 +181,8 @@ def _count(catalog: Catalog, listing: Listing) -> JsonObject:
         + sum(len(concept.negative) + len(concept.hard_negative) for concept in catalog.concepts),
         "empty_categories": empty,
         "concepts_without_image": without_image,
+        "concepts_with_one_image": lonely,
+        "categories_with_one_concept": alone,
     }
 
 

@@ -6,48 +6,42 @@ one question or a list of them: ``{"question": …, "options": {"A": …, "B": �
 used are named, never guessed at.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from lewis_core.data.layout import SetAside
-from lewis_core.errors import CatalogError, DataError
+from lewis_core.errors import DataError
 from lewis_core.records import Catalog, Concept, VqaItem
 
 _BARE_PLACEHOLDER = re.compile(r"(?<![\w<])sks(?![\w>])")
 
 
-def read_questions(path: Path, catalog: Catalog) -> tuple[list[VqaItem], list[SetAside]]:
-    """Read a question file.
+def read_questions(
+    content: Mapping[str, Any], file: str, catalog: Catalog, unusable: Mapping[str, str] | None = None
+) -> tuple[list[VqaItem], list[SetAside]]:
+    """Read the content of a question file.
 
     Args:
-        path: The file.
+        content: What the file holds.
+        file: Its name, for messages.
         catalog: Concepts and usable images that questions may be about.
+        unusable: Why images are not in the catalog, by path.
 
     Returns:
         Items, sorted by concept and then in the file's order, with ids ``<concept>:<n>``; and the entries that cannot
         be used, named ``<file>: <concept>: <image>`` with the reason.
-
-    Raises:
-        CatalogError: If the file is not a JSON object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CatalogError(f"{path} is not a JSON file of questions: {error}") from error
-    if not isinstance(content, dict):
-        raise CatalogError(f"{path}: expected an object of concepts, found a {type(content).__name__}")
     found: dict[str, list[VqaItem]] = {}
     set_aside = []
     for key, image, entry in _iter_entries(content):
         try:
             concept = _find_concept(catalog, key)
             items = found.setdefault(concept.id, [])
-            items.append(_parse_entry(f"{concept.id}:{len(items)}", concept, image, entry))
+            items.append(_parse_entry(f"{concept.id}:{len(items)}", concept, image, entry, unusable or {}))
         except DataError as error:
-            set_aside.append(SetAside(path=f"{path.name}: {key}: {image}", reason=str(error)))
+            set_aside.append(SetAside(path=f"{file}: {key}: {image}", reason=str(error)))
     return [item for _, items in sorted(found.items()) for item in items], set_aside
 
 
@@ -79,7 +73,7 @@ def _find_concept(catalog: Catalog, key: str) -> Concept:
     raise DataError("no such concept in the catalog")
 
 
-def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any) -> VqaItem:
+def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any, unusable: Mapping[str, str]) -> VqaItem:
     """Turn one question into a record.
 
     Raises:
@@ -96,7 +90,7 @@ def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any) -> VqaI
     return VqaItem(
         id=item_id,
         concept=concept.id,
-        image=_find_image(concept, image),
+        image=_find_image(concept, image, unusable),
         question=_restore_placeholder(question),
         options=tuple(_restore_placeholder(options[letter]) for letter in letters),
         correct=_find_answer(letters, options, entry.get("correct_answer")),
@@ -127,24 +121,37 @@ def _find_answer(letters: list[str], options: Mapping[str, str], answer: object)
     raise DataError(f"key 'correct_answer': expected one of {', '.join(letters)}, found {answer!r}")
 
 
-def _find_image(concept: Concept, image: str) -> str | None:
+def _find_image(concept: Concept, image: str, unusable: Mapping[str, str]) -> str | None:
     """Find the photo that a question is about, among the concept's own.
 
     Paths may start with another root, as in published files (``./some-data/test/<concept>/0.png``): then concept and
     file name have to agree, and if that leaves several photos, the folder (``test``) as well.
 
     Raises:
-        DataError: If no photo fits, or several do.
+        DataError: If no photo fits, or several do; says whether it is missing or was set aside.
     """
     if not image:
         return None
     wanted = PurePosixPath(image)
     photos = [PurePosixPath(photo.path) for photo in (*concept.train, *concept.test)]
+    fitting = _best_match(wanted, photos)
+    if len(fitting) == 1:
+        return fitting[0].as_posix()
+    if fitting:
+        raise DataError(f"the image could be any of {', '.join(photo.as_posix() for photo in fitting)}")
+    aside = _best_match(wanted, [PurePosixPath(path) for path in unusable])
+    if len(aside) == 1:
+        raise DataError(f"the image was set aside: {unusable[aside[0].as_posix()]}")
+    raise DataError(f"the image is missing: not among the {len(photos)} usable photos of {concept.id}")
+
+
+def _best_match(wanted: PurePosixPath, photos: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    """Photos that a path may mean: the same path, else folder and name, and then the split as well."""
     if wanted in photos:
-        return wanted.as_posix()
+        return [wanted]
     same_name = [photo for photo in photos if photo.parts[-2:] == wanted.parts[-2:]]
-    same_split = [photo for photo in same_name if photo.parts[0].rstrip("_") in {p.rstrip("_") for p in wanted.parts}]
-    for fitting in (same_name, same_split):
-        if len(fitting) == 1:
-            return fitting[0].as_posix()
-    raise DataError("the image is not a usable photo of the concept")
+    if len(same_name) <= 1:
+        return same_name
+    splits = {part.rstrip("_") for part in wanted.parts}
+    same_split = [photo for photo in same_name if photo.parts[0].rstrip("_") in splits]
+    return same_split or same_name

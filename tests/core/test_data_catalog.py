@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data.catalog import Duplicate, build_catalog, choose_train_images
+from lewis_core.data.catalog import build_catalog, choose_train_images
+from lewis_core.data.duplicates import Duplicate
 from lewis_core.data.images import MAX_PIXELS
 from lewis_core.data.layout import SetAside
 from lewis_core.errors import CatalogError, QuarantineError
@@ -50,7 +51,8 @@ def test_catalog_of_a_clean_tree(root: Path) -> None:
             "no sign of a known data set",
         ],
         "categories": 2, "concepts": 4, "train_images": 8, "test_images": 8, "negative_images": 0,
-        "empty_categories": [], "concepts_without_image": [], "quarantined": 0, "other_files": 0,
+        "empty_categories": [], "concepts_without_image": [], "concepts_with_one_image": [],
+        "categories_with_one_concept": [], "quarantined": 0, "other_files": 0,
         "duplicates_across_concepts": 0, "duplicates_across_splits": 0,
     }  # fmt: skip
     assert sorted(path.name for path in output.iterdir()) == ["catalog.json", "duplicates.jsonl", "quarantine.jsonl"]
@@ -235,8 +237,14 @@ def test_questions_and_facts_come_along(root: Path) -> None:
     reasons = [(e.path, e.reason) for e in load_jsonl(output / "quarantine.jsonl", SetAside)]
     assert reasons == [
         ("visual-qa.json: nobody: a.jpg", "no such concept in the catalog"),
-        ("visual-qa.json: b01: test/bag/b00/0.jpg", "the image is not a usable photo of the concept"),
-        ("visual-qa.json: b01: test/bag/b01/7.jpg", "the image is not a usable photo of the concept"),
+        (
+            "visual-qa.json: b01: test/bag/b00/0.jpg",
+            "the image is missing: not among the 4 usable photos of bag/b01",
+        ),
+        (
+            "visual-qa.json: b01: test/bag/b01/7.jpg",
+            "the image is missing: not among the 4 usable photos of bag/b01",
+        ),
         (
             "visual-qa.json: b01: test/bag/b01/0.jpg",
             "key 'correct_answer': expected one of A, B, found 'C'",
