@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from lewis_core.listener.schemas import CacheStatistics
+
 logger = logging.getLogger(__name__)
 BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Upper bounds of the latency histogram."""
@@ -18,13 +20,18 @@ class ServiceMetrics:
 
     Args:
         queue_length: Asked for the number of waiting requests.
+        vision_cache: Asked how well vision features are reused.
         clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, queue_length: Callable[[], int] = lambda: 0, clock: Callable[[], float] = time.monotonic
+        self,
+        queue_length: Callable[[], int] = lambda: 0,
+        vision_cache: Callable[[], CacheStatistics | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue_length, self._clock, self._lock = queue_length, clock, threading.Lock()
+        self._vision_cache = vision_cache
         self._requests: Counter[tuple[str, int]] = Counter()
         self._rows: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
@@ -68,9 +75,21 @@ class ServiceMetrics:
                 *(f'lewis_model_calls_total{{kind="{kind}"}} {count}' for kind, count in sorted(self._calls.items())),
                 "# TYPE lewis_queue_length gauge",
                 f"lewis_queue_length {self._queue_length()}",
+                *self._cache_lines(),
                 *self._histogram(),
             ]
         return "\n".join(lines) + "\n"
+
+    def _cache_lines(self) -> list[str]:
+        cache, lines = self._vision_cache(), []
+        if cache is not None:
+            for name in ("hits", "misses", "evictions"):
+                lines.append(f"# TYPE lewis_vision_cache_{name}_total counter")
+                lines.append(f"lewis_vision_cache_{name}_total {getattr(cache, name)}")
+            gauges = {"hit_rate": f"{cache.hit_rate:.6f}", "bytes": cache.num_bytes, "max_bytes": cache.max_bytes}
+            for name, value in {**gauges, "images": cache.entries}.items():
+                lines += [f"# TYPE lewis_vision_cache_{name} gauge", f"lewis_vision_cache_{name} {value}"]
+        return lines
 
     def _histogram(self) -> list[str]:
         lines, below = ["# TYPE lewis_request_seconds histogram"], 0

@@ -131,12 +131,33 @@ class Problem(Record):
     request_id: str
 
 
+class CacheStatistics(Record):
+    """How much of a cache is used, and how well."""
+
+    entries: int = 0
+    num_bytes: int = 0
+    max_bytes: int = 0
+    hits: int = 0
+    """Things that were found in it."""
+    misses: int = 0
+    """Things that had to be computed."""
+    evictions: int = 0
+    """Things that made room for others."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of hits among all lookups, in [0, 1]; 0 before the first."""
+        return self.hits / ((self.hits + self.misses) or 1)
+
+
 class Readiness(Record):
     """Body of ``GET /readyz``."""
 
     status: Literal["loading", "ready", "failed"]
     model: str
     detail: str = ""
+    vision_cache: CacheStatistics | None = None
+    """Vision features of images that are kept; ``None`` if the model keeps none."""
 
 
 class ReferenceScoreRequest(BaseModel):

@@ -189,7 +189,8 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
     async def readyz() -> Response:
         status = worker.status
         code = {"loading": 503, "ready": 200, "failed": 500}[status]
-        return _reply(Readiness(status=status, model=model_name, detail=worker.detail), code)
+        readiness = Readiness(status=status, model=model_name, detail=worker.detail, vision_cache=worker.vision_cache())
+        return _reply(readiness, code)
 
     @app.get("/metrics")
     async def metrics() -> Response:

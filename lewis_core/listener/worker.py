@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from lewis_core.errors import ListenerBusyError
 from lewis_core.listener.metrics import ServiceMetrics
-from lewis_core.models.protocol import AnsweringModel
+from lewis_core.listener.schemas import CacheStatistics
+from lewis_core.models.protocol import AnsweringModel, KeepsFeatures
 
 logger = logging.getLogger(__name__)
 Kind = Literal["score", "choose", "generate"]
@@ -58,7 +59,8 @@ class ModelWorker:
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self.metrics = ServiceMetrics(lambda: len(self._waiting))
+        self._model: AnsweringModel | None = None
+        self.metrics = ServiceMetrics(lambda: len(self._waiting), self.vision_cache)
         self.status: Status = "loading"
         self.detail = ""
         """Why loading failed."""
@@ -78,6 +80,10 @@ class ModelWorker:
                 job.future.set_exception(ListenerBusyError("the service is stopping"))
         self._thread.join(timeout_s if self.status == "ready" else 0.1)
 
+    def vision_cache(self) -> CacheStatistics | None:
+        """How well the model reuses vision features; ``None`` before it is loaded, or if it keeps none."""
+        return self._model.vision_cache() if isinstance(self._model, KeepsFeatures) else None
+
     def submit(self, job: Job) -> "Future[list[Any]]":
         """Queue a job.
 
@@ -96,7 +102,7 @@ class ModelWorker:
     def _run(self) -> None:
         started = time.monotonic()
         try:
-            model = self._load()
+            model = self._model = self._load()
         except BaseException as error:  # noqa: BLE001 - the thread's edge: whatever it is, readyz has to say it
             self.detail = f"{type(error).__name__}: {error}"
             self.status = "failed"

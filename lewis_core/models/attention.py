@@ -24,6 +24,9 @@ from transformers.masking_utils import sdpa_mask
 from lewis_core.models.features import backbone
 
 ATTENTION = "shared_prefix"
+IMAGE_ATTENTION = "packed_images_flash"
+"""Transformers' vision towers tell an attention where images begin only if its name has "flash" in it; all others are
+called once for every image."""
 
 
 @dataclass(frozen=True)
@@ -174,26 +177,29 @@ def attention(
 
 
 def _attend_varlen(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    varlen = layout.varlen
+    key, value = key[varlen.gather], value[varlen.gather]
+    bounds = (varlen.cu_queries, varlen.cu_keys, varlen.max_queries, varlen.max_keys)
+    return _flash(query, key, value, bounds, scale, is_causal=True)
+
+
+def _flash(
+    query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Tensor, Tensor, int, int], scale: float, *, is_causal: bool
+) -> Tensor:
+    """Torch's variable-length attention: (tokens, heads, head dim); ``bounds`` as its arguments three to six."""
     from torch.nn.attention.varlen import varlen_attn
 
-    varlen, known = layout.varlen, inspect.signature(varlen_attn).parameters  # they changed from torch 2.10 to 2.14
-    chosen: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    known = inspect.signature(varlen_attn).parameters  # they changed from torch 2.10 to 2.14
+    chosen: dict[str, Any] = {}
+    if is_causal:
+        chosen = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     if "enable_gqa" in known:
         chosen["enable_gqa"] = query.shape[1] != key.shape[1]
     if "scale" in known:
         chosen["scale"] = scale
     else:
         query = query * (scale * query.shape[-1] ** 0.5)
-    out: Any = varlen_attn(
-        query.contiguous(),
-        key[varlen.gather],
-        value[varlen.gather],
-        varlen.cu_queries,
-        varlen.cu_keys,
-        varlen.max_queries,
-        varlen.max_keys,
-        **chosen,
-    )
+    out: Any = varlen_attn(query.contiguous(), key.contiguous(), value.contiguous(), *bounds, **chosen)
     attended: Tensor = out
     return attended
 
@@ -248,6 +254,49 @@ def _attend_in_table(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Ten
     return attended
 
 
+def image_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int | None = None,
+    **arguments: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a vision tower, in the form that transformers calls: every image (or window) sees itself only.
+
+    Args:
+        module: The attention layer.
+        query: (1, heads, patches of all images, head dim).
+        key: As ``query``.
+        value: As ``query``.
+        attention_mask: None; images are told apart by their bounds.
+        scaling: Factor of the products; ``None``: head dim to the power of -1/2.
+        dropout: Not used: the tower is frozen.
+        cu_seq_lens_q: (images + 1,): where each image's patches begin.
+        max_length_q: Patches of the largest.
+        arguments: Not used.
+
+    Returns:
+        (1, patches, heads, head dim), and no weights.
+    """
+    if cu_seq_lens_q is None or max_length_q is None:
+        raise ValueError("the vision tower's layer did not say where its images begin")
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        starts = cu_seq_lens_q.to(torch.int32)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return _flash(q, k, v, (starts, starts, max_length_q, max_length_q), factor, is_causal=False)[None], None
+    lengths = cu_seq_lens_q.diff().tolist()
+    images = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
+    out = torch.cat([F.scaled_dot_product_attention(q, k, v, scale=factor) for q, k, v in images], 2)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(IMAGE_ATTENTION, image_attention)
 AttentionInterface.register(ATTENTION, attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
@@ -259,3 +308,12 @@ def use_shared_prefix(model: Any) -> None:
         model: A Qwen-VL model of transformers, or its PEFT wrapper.
     """
     backbone(model).language_model.set_attn_implementation(ATTENTION)
+
+
+def use_packed_images(model: Any) -> None:
+    """Let the vision tower attend to all images of a batch in one call a layer.
+
+    Args:
+        model: A Qwen-VL model of transformers, or its PEFT wrapper.
+    """
+    backbone(model).visual.config._attn_implementation = IMAGE_ATTENTION  # its setter looks for the package flash-attn

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lewis_core.errors import ModelError
+from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models.sampling import Sampling
 
 _MARK = "LEWISPROMPTGOESHERE"
@@ -30,6 +31,9 @@ Read = Callable[[Sequence[int], Tensor], None]
 
 class Engine(Protocol):
     """A way to run a model."""
+
+    def vision_cache(self) -> CacheStatistics | None:
+        """How well vision features are reused; ``None`` if they are not kept."""
 
     def answer(self, texts: Sequence[Text], read: Read) -> None:
         """Compute the logits of the token after each text, and hand them over, some texts at a time, in any order.

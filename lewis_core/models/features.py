@@ -1,5 +1,8 @@
 """Vision features: computed once per image, kept as long as there is room."""
 
+import hashlib
+import json
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from lewis_core.data.images import MAX_ASPECT
-from lewis_core.errors import ImageError
+from lewis_core.errors import ImageError, ModelError
+from lewis_core.listener.schemas import CacheStatistics
+from lewis_core.models.digests import WeightsDigest
 from lewis_core.models.images import ImageSource
 from lewis_core.retrieval.encoder import prefetch
 
+logger = logging.getLogger(__name__)
 MAX_PATCHES = 32_768
 """Patches of one pass through the vision tower (of several images together)."""
 DECODED_AHEAD = 64
@@ -38,27 +44,44 @@ class ImageFeatures:
 
 
 class FeatureCache:
-    """Least recently used features, by image digest, up to a number of bytes."""
+    """Least recently used features, by key, up to a number of bytes."""
 
     def __init__(self, max_bytes: int) -> None:
         self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._max_bytes, self._bytes = max_bytes, 0
+        self._hits = self._misses = self._evictions = 0
 
-    def get(self, digest: str) -> ImageFeatures | None:
+    def get(self, key: str) -> ImageFeatures | None:
         """Look an image up, and mark it as used."""
-        if digest in self._entries:
-            self._entries.move_to_end(digest)
-        return self._entries.get(digest)
+        found = self._entries.get(key)
+        if found is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+            self._entries.move_to_end(key)
+        return found
 
-    def put(self, digest: str, features: ImageFeatures) -> None:
+    def put(self, key: str, features: ImageFeatures) -> None:
         """Keep an image's features; the least recently used ones make room."""
-        if digest in self._entries or features.num_bytes > self._max_bytes:
+        if key in self._entries or features.num_bytes > self._max_bytes:
             return
-        self._entries[digest] = features
+        self._entries[key] = features
         self._bytes += features.num_bytes
         while self._bytes > self._max_bytes:
             _, dropped = self._entries.popitem(last=False)
             self._bytes -= dropped.num_bytes
+            self._evictions += 1
+
+    def statistics(self) -> CacheStatistics:
+        """How much of it is used, and how well; may be called from any thread."""
+        return CacheStatistics(
+            entries=len(self._entries),
+            num_bytes=self._bytes,
+            max_bytes=self._max_bytes,
+            hits=self._hits,
+            misses=self._misses,
+            evictions=self._evictions,
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -66,6 +89,9 @@ class FeatureCache:
 
 class VisionEncoder:
     """Turns image references into features.
+
+    Features are kept under the image's content, the processor's settings and the vision tower's weights: what changes
+    any of them makes the old features unreachable.
 
     Args:
         model: A vision-language model of transformers (or its PEFT wrapper).
@@ -79,7 +105,9 @@ class VisionEncoder:
         self, model: Any, image_processor: Any, images: ImageSource, cache_bytes: int, num_workers: int
     ) -> None:
         self._backbone, self._processor, self._images = backbone(model), image_processor, images
-        self._cache, self._workers = FeatureCache(cache_bytes), num_workers
+        self._max_patches, self._workers = MAX_PATCHES, num_workers
+        self._weights = WeightsDigest(self._backbone.visual)
+        self.cache = FeatureCache(cache_bytes)
 
     def __call__(self, references: Mapping[str, str]) -> dict[str, ImageFeatures]:
         """Encode images that are not in the cache; look the others up.
@@ -97,15 +125,21 @@ class VisionEncoder:
 
     def stream(self, references: Mapping[str, str]) -> Iterator[tuple[str, ImageFeatures]]:
         """As a call, one image after the other, in order; later images are decoded meanwhile."""
-        found = {digest: features for digest in references if (features := self._cache.get(digest))}
+        made_by = self._made_by()
+        found = {digest: kept for digest in references if (kept := self.cache.get(digest + made_by))}
         lots = self._lots({digest: reference for digest, reference in references.items() if digest not in found})
         for digest in references:
             if digest not in found:
                 digests, inputs = next(lots)
                 found.update(zip(digests, self._encode(inputs), strict=True))
                 for one in digests:
-                    self._cache.put(one, found[one])
+                    self.cache.put(one + made_by, found[one])
             yield digest, found.pop(digest)
+
+    def _made_by(self) -> str:
+        """What features depend on besides the image."""
+        settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=str)
+        return f" {hashlib.sha256(settings.encode()).hexdigest()} {self._weights.value()}"
 
     def _lots(self, references: Mapping[str, str]) -> Iterator[tuple[list[str], list[Any]]]:
         """Preprocess images, in lots that fit one pass through the vision tower."""
@@ -113,7 +147,7 @@ class VisionEncoder:
         inputs: list[Any] = []
         decoded = prefetch(references.values(), self._preprocess, self._workers, DECODED_AHEAD)
         for digest, pixels in zip(references, decoded, strict=True):
-            if digests and sum(len(x["pixel_values"]) for x in (*inputs, pixels)) > MAX_PATCHES:
+            if digests and sum(len(x["pixel_values"]) for x in (*inputs, pixels)) > self._max_patches:
                 yield digests, inputs
                 digests, inputs = [], []
             digests.append(digest)
@@ -124,11 +158,28 @@ class VisionEncoder:
     def _preprocess(self, reference: str) -> Any:
         return self._processor(images=[load_image(self._images, reference)], return_tensors="pt")
 
-    @torch.inference_mode()
     def _encode(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
-        pixels = torch.cat([x["pixel_values"] for x in inputs]).to(self._backbone.device)
+        """Run the vision tower; over fewer images at once when memory runs out."""
+        try:
+            return self._run(inputs)
+        except torch.OutOfMemoryError as error:
+            if len(inputs) == 1:
+                raise ModelError("one image alone does not fit into the GPU's memory") from error
+        self._max_patches = min(self._max_patches, sum(len(x["pixel_values"]) for x in inputs)) // 2
+        logger.warning("out of memory: the vision tower goes on with %d patches a batch", self._max_patches)
+        if self._backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(inputs) // 2
+        return [*self._encode(inputs[:half]), *self._encode(inputs[half:])]
+
+    @torch.inference_mode()
+    def _run(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
+        device = self._backbone.device
+        pixels = torch.cat([x["pixel_values"] for x in inputs])
+        if device.type == "cuda":
+            pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU is doing
         grid = torch.cat([x["image_grid_thw"] for x in inputs])
-        out = self._backbone.get_image_features(pixels, grid.to(pixels.device), return_dict=True)
+        out = self._backbone.get_image_features(pixels.to(device, non_blocking=True), grid.to(device), return_dict=True)
         sizes = [len(tokens) for tokens in out.pooler_output]
         layers = [_split(layer, sizes) for layer in getattr(out, "deepstack_features", None) or ()]
         return [

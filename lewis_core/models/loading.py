@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ModelError
-from lewis_core.models.attention import use_shared_prefix
+from lewis_core.models.attention import use_packed_images, use_shared_prefix
 from lewis_core.models.files import adapter_folder, resolve_model_path
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
     """Load a model, in evaluation mode, with its adapter (unmerged) and its processor.
 
     With the shared-prefix engine, the language model attends to packed rows by
-    :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks).
+    :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks); on a GPU
+    its vision tower takes many images in one call.
 
     Also sets torch's thread count (``runtime.torch_threads``), turns cuDNN attention off (it builds a plan for every
     new shape), and silences the progress bars and notes of transformers.
@@ -77,6 +78,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
         model = _load_adapter(model, adapter, trainable)
     model = model.to(device).eval()
     if device.type == "cuda":
+        if ref.engine == "shared_prefix" and ref.attention == "sdpa":
+            use_packed_images(model)
         torch.backends.cuda.enable_cudnn_sdp(False)
     return model, processor
 

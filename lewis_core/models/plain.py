@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lewis_core.errors import ModelError
+from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models.engine import Frame, Read, Text, banned_ids, eos_ids
 from lewis_core.models.features import load_image
 from lewis_core.models.images import ImageSource
@@ -30,6 +31,10 @@ class PlainEngine:
     def __init__(self, model: Any, processor: Any, images: ImageSource, frames: dict[bool, Frame]) -> None:
         self._model, self._processor, self._images, self._frames = model, processor, images, frames
         self._eos, self._banned = eos_ids(model, processor.tokenizer), banned_ids(model)
+
+    def vision_cache(self) -> CacheStatistics | None:
+        """Nothing is kept."""
+        return None
 
     @torch.inference_mode()
     def answer(self, texts: Sequence[Text], read: Read) -> None:

@@ -1,9 +1,16 @@
 """What the game, description generation and the evaluations need of a model, in this process or over HTTP."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
+from lewis_core.listener.schemas import (
+    CacheStatistics,
+    ChoiceAnswer,
+    ChoiceItem,
+    GameScores,
+    GenerateItem,
+    ScoreGame,
+)
 
 
 class AnsweringModel(Protocol):
@@ -21,3 +28,11 @@ class AnsweringModel(Protocol):
 
     def generate(self, items: Sequence[GenerateItem]) -> list[list[str]]:
         """Continue prompts; completions without prompt and special tokens."""
+
+
+@runtime_checkable
+class KeepsFeatures(Protocol):
+    """A model that may keep vision features of images, and says how well that works."""
+
+    def vision_cache(self) -> CacheStatistics | None:
+        """The cache as it is now; ``None`` if it keeps nothing. May be called from any thread."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lewis_core.errors import ModelError
+from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models import packing
 from lewis_core.models.continuation import Prefilled, Prompt, last_logits
 from lewis_core.models.engine import Frame, Read, Text, banned_ids, eos_ids
@@ -76,6 +77,10 @@ class SharedPrefixEngine:
             eos_ids=eos_ids(model, processor.tokenizer),
             banned=banned_ids(model),
         )
+
+    def vision_cache(self) -> CacheStatistics | None:
+        """How well vision features are reused; may be called from any thread."""
+        return self._encoder.cache.statistics()
 
     # Answers -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lewis_core.config.base import ModelRef, Runtime
-from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
+from lewis_core.listener.schemas import CacheStatistics, ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
 from lewis_core.listener.scoring import captured_mass, yes_log_odds, yes_probability
 from lewis_core.models.answers import YES_NO, answer_token_ids
 from lewis_core.models.engine import Engine, Text, read_frame
@@ -127,6 +127,10 @@ class VisionLanguageModel:
             self._tokenizer.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         )
         return [[next(decoded) for _ in range(item.num_return)] for item in items]
+
+    def vision_cache(self) -> CacheStatistics | None:
+        """How well vision features are reused; ``None`` if the engine keeps none. May be called from any thread."""
+        return self._engine.vision_cache()
 
     def _answer(self, asked: Sequence[tuple[str | None, str, Choices]]) -> list[tuple[float, ...]]:
         """Log-probability of each choice, for (image, prompt, choices)."""

@@ -12,7 +12,6 @@ from lewis_core.errors import ImageError, ModelError
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
 from lewis_core.models import packing, shared_prefix
 from lewis_core.models.answers import answer_token_ids, spellings
-from lewis_core.models.features import FeatureCache, ImageFeatures
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
 from lewis_core.models.shared_prefix import EngineOptions
@@ -188,17 +187,6 @@ def test_each_image_goes_through_the_vision_tower_once(build, loaded):
         assert sum(seen) == 3 + 6
     finally:
         hook.remove()
-
-
-def test_cache_forgets_the_least_recently_used():
-    features = ImageFeatures(torch.zeros(4, 8), torch.zeros(1, 3))  # 4 x 8 x 4 bytes = 128
-    cache = FeatureCache(max_bytes=300)
-    cache.put("a", features)
-    cache.put("b", features)
-    assert cache.get("a") is features
-    cache.put("c", features)
-    assert (len(cache), cache.get("b")) == (2, None)
-    assert cache.get("a") is features
 
 
 @pytest.mark.parametrize("how", ["packed", "cached"])

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lewis_core.errors import ImageAccessError, ImageError, ModelError
+from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.listener.service import ServiceLimits, create_app
 from lewis_core.testing import FakeModel
 
@@ -194,6 +195,18 @@ def test_readiness_while_loading_and_after_a_failure():
     assert (state.status_code, state.json()["status"]) == (500, "failed")
     assert "no weights here" in state.json()["detail"]
     assert failed.status_code == 500
+
+
+def test_the_vision_cache_is_part_of_health_and_metrics():
+    class Keeps(FakeModel):
+        def vision_cache(self):
+            return CacheStatistics(entries=2, num_bytes=64, max_bytes=128, hits=1, misses=2)
+
+    for model, cache in ((Keeps(), {"entries": 2, "num_bytes": 64, "max_bytes": 128}), (FakeModel(), None)):
+        with serving(lambda model=model: model) as client:
+            found = client.get("/readyz").json()["vision_cache"]
+            assert found == (cache and {**cache, "hits": 1, "misses": 2, "evictions": 0})
+            assert ("lewis_vision_cache_bytes 64" in client.get("/metrics").text) == (cache is not None)
 
 
 def test_waiting_requests_are_packed_and_the_rest_is_refused():
