@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lewis_core.listener")
 LOAD_FAILED, PORT_TAKEN = 3, 98
+PIXELS_PER_TOKEN = 28 * 28
+"""Of Qwen2-VL and Qwen2.5-VL: two by two patches of 14 by 14."""
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -151,9 +153,8 @@ def _serve(args: argparse.Namespace, ref: ModelRef, token: str | None, listening
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(
-        load, model_name=ref.path, token=token, limits=ServiceLimits(max_waiting=args.max_waiting), on_failure=fail
-    )
+    limits = ServiceLimits(max_waiting=args.max_waiting, image_tokens=max(1, ref.max_pixels // PIXELS_PER_TOKEN))
+    app = create_app(load, model_name=ref.path, token=token, limits=limits, on_failure=fail)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has stopped

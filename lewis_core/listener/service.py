@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from lewis_core.config.base import FrozenConfig
 from lewis_core.errors import ImageAccessError, ImageError, ListenerBusyError, ModelError
+from lewis_core.listener.budget import estimate_tokens
 from lewis_core.listener.http import RequestEnvelope, problem_response
 from lewis_core.listener.schemas import (
     ChoiceAnswer,
@@ -52,8 +53,11 @@ class ServiceLimits(FrozenConfig):
     """Pairs, questions or completions of one request; more get 413."""
     max_waiting: int = Field(default=128, ge=1)
     """Requests that wait for the model; further ones get 503."""
-    packed_rows: int = Field(default=512, ge=1)
-    """Waiting requests of the same kind are run together up to this many rows."""
+    call_tokens: int = Field(default=65_536, ge=1)
+    """Waiting requests of the same kind share a call of the model up to about this many tokens; larger ones are served
+    in slices, between which the others have their turn."""
+    image_tokens: int = Field(default=512, ge=1)
+    """About how many visual tokens an image has."""
 
 
 def create_app(
@@ -77,7 +81,7 @@ def create_app(
         The application; start it with uvicorn.
     """
     limits = limits or ServiceLimits()
-    worker = ModelWorker(load, limits.max_waiting, limits.packed_rows, on_failure)
+    worker = ModelWorker(load, limits.max_waiting, limits.call_tokens, on_failure)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -115,20 +119,20 @@ class Endpoints:
     async def score(self, request: ScoreRequest) -> Response:
         """Score games."""
         started = time.perf_counter()
-        rows = sum(len(game.candidates) * len(game.descriptions) for game in request.games)
+        rows = [len(game.candidates) * len(game.descriptions) for game in request.games]
         games = await self._ask("score", request.games, rows)
         return _reply(ScoreResponse(games=tuple(games), took_s=time.perf_counter() - started))
 
     async def choose(self, request: ChooseRequest) -> Response:
         """Answer multiple-choice questions."""
         started = time.perf_counter()
-        answers = await self._ask("choose", request.items, sum(len(item.questions) for item in request.items))
+        answers = await self._ask("choose", request.items, [len(item.questions) for item in request.items])
         return _reply(ChooseResponse(items=tuple(map(tuple, answers)), took_s=time.perf_counter() - started))
 
     async def generate(self, request: GenerateRequest) -> Response:
         """Continue prompts."""
         started = time.perf_counter()
-        texts = await self._ask("generate", request.items, sum(item.num_return for item in request.items))
+        texts = await self._ask("generate", request.items, [item.num_return for item in request.items])
         return _reply(GenerateResponse(items=tuple(map(tuple, texts)), took_s=time.perf_counter() - started))
 
     async def reference_score(self, request: ReferenceScoreRequest) -> Response:
@@ -149,22 +153,23 @@ class Endpoints:
             for request in requests
             for path in request.candidate_paths
         ]
-        answers = iter(await self._ask("choose", items, len(items)))
+        answers = iter(await self._ask("choose", items, [1] * len(items)))
         return [_reference_result([next(answers)[0] for _ in request.candidate_paths]) for request in requests]
 
-    async def _ask(self, kind: Kind, items: Sequence[Any], rows: int) -> list[Any]:
+    async def _ask(self, kind: Kind, items: Sequence[Any], rows: Sequence[int]) -> list[Any]:
         """Let the model answer.
 
         Raises:
             HTTPException: 413, 500 or 503 if it will not.
         """
-        if rows > self._limits.max_rows:
-            raise HTTPException(413, f"{rows} rows in one request; the limit is {self._limits.max_rows}")
+        if sum(rows) > self._limits.max_rows:
+            raise HTTPException(413, f"{sum(rows)} rows in one request; the limit is {self._limits.max_rows}")
         if self._worker.status == "failed":
             raise HTTPException(500, f"the model could not be loaded: {self._worker.detail}")
         if self._worker.status == "loading":
             raise HTTPException(503, "the model is loading")
-        return await asyncio.wrap_future(self._worker.submit(Job(kind, items, rows)))
+        tokens = [estimate_tokens(item, self._limits.image_tokens) for item in items]
+        return await asyncio.wrap_future(self._worker.submit(Job(kind, items, rows, tokens)))
 
 
 def _reference_result(answers: Iterable[ChoiceAnswer]) -> ReferenceScoreResult:

@@ -1,10 +1,10 @@
-"""One thread owns the model; requests wait in a bounded queue and are packed together.
+"""One thread owns the model; requests wait in a bounded queue and share its calls.
 
-Waiting requests of the same kind become one call of the model, up to a number of rows. When a packed call fails, its
-requests are run again one by one, so that an error reaches only the request that caused it.
+Each call takes items of the waiting requests, in the order in which they came, up to a number of tokens: small
+requests ride together, and a large one is served in slices, between which the others have their turn. When a call
+fails it is repeated in halves, so that an error reaches only the request that caused it.
 """
 
-import itertools
 import logging
 import threading
 import time
@@ -31,9 +31,33 @@ class Job:
     kind: Kind
     items: Sequence[Any]
     """Games, choice items or generate items."""
-    rows: int
-    """Pairs, questions or completions in it."""
+    rows: Sequence[int]
+    """Pairs, questions or completions of each item."""
+    tokens: Sequence[int]
+    """About how many tokens each item costs."""
+    answers: list[Any] = field(default_factory=list)
+    """Those of the first items, as far as it is done."""
     future: "Future[list[Any]]" = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        if not len(self.items) == len(self.rows) == len(self.tokens) > 0:
+            raise ValueError("a job needs at least one item, and of each its rows and tokens")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """The next items of a job."""
+
+    job: Job
+    stop: int
+
+    @property
+    def items(self) -> Sequence[Any]:
+        return self.job.items[len(self.job.answers) : self.stop]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.job.rows[len(self.job.answers) : self.stop])
 
 
 class ModelWorker:
@@ -42,7 +66,7 @@ class ModelWorker:
     Args:
         load: Makes the model; called in the thread.
         max_waiting: Requests that may wait.
-        packed_rows: Rows of one packed call.
+        call_tokens: Tokens of one call, about; a single item may have more.
         on_failure: Called with the error when the model cannot be loaded.
     """
 
@@ -50,10 +74,10 @@ class ModelWorker:
         self,
         load: Callable[[], AnsweringModel],
         max_waiting: int,
-        packed_rows: int,
+        call_tokens: int,
         on_failure: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self._load, self._max_waiting, self._packed_rows = load, max_waiting, packed_rows
+        self._load, self._max_waiting, self._call_tokens = load, max_waiting, call_tokens
         self._on_failure = on_failure
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -76,8 +100,7 @@ class ModelWorker:
             waiting, self._waiting = list(self._waiting), deque()
             self._changed.notify_all()
         for job in waiting:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(ListenerBusyError("the service is stopping"))
+            _refuse(job)
         self._thread.join(timeout_s if self.status == "ready" else 0.1)
 
     def vision_cache(self) -> CacheStatistics | None:
@@ -111,44 +134,69 @@ class ModelWorker:
             return
         logger.info("model loaded in %.1f s", time.monotonic() - started)
         self.status = "ready"
-        while jobs := self._next_jobs():
-            self._answer(model, jobs)
+        while slices := self._next_call():
+            self._answer(model, slices)
+            self._put_back([one.job for one in slices])
 
-    def _next_jobs(self) -> list[Job]:
-        """Wait for work; take the oldest request, and the others of its kind that fit in with it."""
+    def _next_call(self) -> list[_Slice]:
+        """Wait for work; take the oldest request, and of the others of its kind what fits in with it."""
         with self._changed:
-            while not self._waiting and not self._stopping:
-                self._changed.wait()
-            jobs: list[Job] = []
-            rows = 0
-            for job in list(self._waiting):
-                if jobs and (job.kind != jobs[0].kind or rows + job.rows > self._packed_rows):
-                    continue
-                self._waiting.remove(job)
-                if not job.future.set_running_or_notify_cancel():  # the client went away
-                    continue
-                jobs.append(job)
-                rows += job.rows
-            return jobs if jobs or self._stopping else self._next_jobs()
+            while not self._stopping:
+                self._waiting = deque(job for job in self._waiting if job.answers or not job.future.cancelled())
+                if slices := self._cut():
+                    return slices
+                if not self._waiting:
+                    self._changed.wait()
+            return []
 
-    def _answer(self, model: AnsweringModel, jobs: Sequence[Job]) -> None:
-        try:
-            results = self._call(model, jobs)
-        except Exception as error:  # noqa: BLE001 - the worker's edge: the error belongs to the request, not to the thread
-            if len(jobs) == 1:  # a future cannot carry StopIteration
-                jobs[0].future.set_exception(RuntimeError(repr(error)) if isinstance(error, StopIteration) else error)
+    def _cut(self) -> list[_Slice]:
+        slices: list[_Slice] = []
+        left = self._call_tokens
+        for job in list(self._waiting):
+            start = stop = len(job.answers)
+            if job.kind != self._waiting[0].kind:
+                continue
+            while stop < len(job.items) and (job.tokens[stop] <= left or not (slices or stop > start)):
+                left -= job.tokens[stop]
+                stop += 1
+            if stop > start:
+                slices.append(_Slice(job, stop))
+        for one in slices:
+            self._waiting.remove(one.job)
+        return [one for one in slices if one.job.answers or one.job.future.set_running_or_notify_cancel()]
+
+    def _put_back(self, jobs: Sequence[Job]) -> None:
+        """Let what is not finished wait for another turn, behind those that came meanwhile."""
+        unfinished = [job for job in jobs if not job.future.done()]
+        with self._changed:
+            if not self._stopping:
+                self._waiting.extend(unfinished)
                 return
-            for job in jobs:
-                self._answer(model, [job])
-            return
-        for job, result in zip(jobs, results, strict=True):
-            job.future.set_result(result)
+        for job in unfinished:
+            _refuse(job)
 
-    def _call(self, model: AnsweringModel, jobs: Sequence[Job]) -> list[list[Any]]:
-        """Run the jobs' items together, and hand each job its own answers."""
-        kind = jobs[0].kind
-        items = [item for job in jobs for item in job.items]
-        self.metrics.count_call(kind, sum(job.rows for job in jobs))
+    def _answer(self, model: AnsweringModel, slices: Sequence[_Slice]) -> None:
+        try:
+            answers = self._call(model, slices)
+        except Exception as error:  # noqa: BLE001 - the worker's edge: the error belongs to the request, not to the thread
+            if len(slices) == 1:  # a future cannot carry StopIteration
+                known = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+                slices[0].job.future.set_exception(known)
+                return
+            half = len(slices) // 2
+            self._answer(model, slices[:half])
+            self._answer(model, slices[half:])
+            return
+        for one, of_slice in zip(slices, answers, strict=True):
+            one.job.answers.extend(of_slice)
+            if len(one.job.answers) == len(one.job.items):
+                one.job.future.set_result(one.job.answers)
+
+    def _call(self, model: AnsweringModel, slices: Sequence[_Slice]) -> list[list[Any]]:
+        """Run the slices' items together, and hand each slice its own answers."""
+        kind = slices[0].job.kind
+        items = [item for one in slices for item in one.items]
+        self.metrics.count_call(kind, sum(one.rows for one in slices))
         calls: dict[Kind, Callable[[Sequence[Any]], list[Any]]] = {
             "score": model.score,
             "choose": model.choose,
@@ -157,5 +205,10 @@ class ModelWorker:
         answers = calls[kind](items)
         if len(answers) != len(items):
             raise RuntimeError(f"the model gave {len(answers)} answers to {len(items)} items")
-        ends = list(itertools.accumulate(len(job.items) for job in jobs))
-        return [answers[end - len(job.items) : end] for job, end in zip(jobs, ends, strict=True)]
+        rest = iter(answers)
+        return [[next(rest) for _ in one.items] for one in slices]
+
+
+def _refuse(job: Job) -> None:
+    if job.answers or job.future.set_running_or_notify_cancel():
+        job.future.set_exception(ListenerBusyError("the service is stopping"))
