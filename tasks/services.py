@@ -32,6 +32,8 @@ def listener_command(ref: ModelRef, image_root: Path, runtime: Runtime, port: in
     command += ["--workers", str(runtime.num_workers), "--batch-size", str(runtime.batch_size)]
     if runtime.batch_tokens is not None:
         command += ["--batch-tokens", str(runtime.batch_tokens)]
+    if runtime.compile_layers:
+        command.append("--compile-layers")
     if runtime.torch_threads is not None:
         command += ["--threads", str(runtime.torch_threads)]
     return command

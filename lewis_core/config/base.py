@@ -50,3 +50,6 @@ class Runtime(FrozenConfig):
     batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of one forward pass that scores or answers, each prompt counted once; ``None``: 16384 on a GPU, 8192 on a
     CPU. Halved and retried when memory runs out."""
+    compile_layers: bool = False
+    """Compile norms and MLPs of the language model. On a GPU it takes about a minute at the start of each process, and
+    pays in long ones; on a CPU it seldom does."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ModelError
 from lewis_core.models.attention import use_packed_images, use_shared_prefix
+from lewis_core.models.compiling import compile_layers
 from lewis_core.models.files import adapter_folder, resolve_model_path
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
     if adapter := adapter_folder(ref):
         model = _load_adapter(model, adapter, trainable)
     model = model.to(device).eval()
+    if runtime.compile_layers and ref.engine == "shared_prefix":
+        compile_layers(model)
     if device.type == "cuda":
         if ref.engine == "shared_prefix" and ref.attention == "sdpa":
             use_packed_images(model)
