@@ -6,10 +6,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ListenerError, ProcessError
+from lewis_core.listener.__main__ import parse_arguments, read_model_ref
 from tasks import services
 from tasks.processes import process_scope
-from tasks.services import Command, ModelService
+from tasks.services import Command, ModelService, listener_command
 from tests.orchestration.stand_ins import stand_in_command
 
 
@@ -22,6 +24,17 @@ def is_up(url: str) -> bool:
         return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def test_a_service_s_command_line_carries_its_settings(tmp_path: Path) -> None:
+    ref = ModelRef(path="somewhere", engine="plain")
+    runtime = Runtime(num_workers=3, torch_threads=5, batch_size=7, batch_tokens=4096, compile_layers=True)
+    arguments = parse_arguments(listener_command(ref, tmp_path, runtime, 9000)[3:])
+    assert read_model_ref(arguments.model) == ref
+    assert (arguments.workers, arguments.threads, arguments.batch_size) == (3, 5, 7)
+    assert (arguments.batch_tokens, arguments.compile_layers) == (4096, True)
+    bare = parse_arguments(listener_command(ref, tmp_path, Runtime(), 9000)[3:])
+    assert (bare.batch_tokens, bare.threads, bare.compile_layers) == (None, None, False)
 
 
 def test_it_starts_when_first_needed_and_is_ready_then(tmp_path: Path) -> None:
