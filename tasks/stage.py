@@ -30,6 +30,7 @@ from lewis_core.errors import ListenerBusyError, ListenerUnavailableError, Proce
 from lewis_core.pipeline import TRAIN_SPEAKER
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
+from lewis_core.threads import WAITING
 from tasks.events import StageEvents
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
 from tasks.processes import is_closing, run_process
@@ -248,12 +249,8 @@ def has_gpu(runtime: Runtime) -> bool:
 
 
 def thread_limits(runtime: Runtime) -> dict[str, str]:
-    """Environment of numeric libraries: the configured threads, which sleep while they wait.
-
-    Spinning threads take the cores from the model service that a stage waits for (seen: steps five times slower).
-    """
-    limits = {"OMP_WAIT_POLICY": "PASSIVE"}
-    return limits if runtime.torch_threads is None else {**limits, "OMP_NUM_THREADS": str(runtime.torch_threads)}
+    """Environment of numeric libraries: how many threads there are, and how they wait."""
+    return WAITING if runtime.torch_threads is None else {**WAITING, "OMP_NUM_THREADS": str(runtime.torch_threads)}
 
 
 def to_json(values: Mapping[str, object]) -> JsonObject:

@@ -32,9 +32,10 @@ class ListenerRewardConfig(FrozenConfig):
     """Weight in the sum of rewards."""
     malformed: float = 0.0
     """Price of a completion that cannot be parsed; the listener does not read it."""
-    requests: int = Field(default=1, ge=1)
+    requests: int = Field(default=1, ge=0)
     """Requests under way while completions are still being written. More keep the listener's GPU busier; with one,
-    what the listener computes together, and so its rounding, is the same in every run."""
+    what the listener computes together, and so its rounding, is the same in every run. With 0 all are judged at the
+    end, which is best where speaker and listener share the cores of one CPU."""
 
 
 class FormatRewardConfig(FrozenConfig):

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ConfigError, LewisError
+from lewis_core.threads import WAITING
 
 if TYPE_CHECKING:
     from lewis_core.models.protocol import AnsweringModel
@@ -114,7 +115,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for name in ("httpx", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin on cores that training uses
+    for variable, value in WAITING.items():
+        os.environ.setdefault(variable, value)
     try:
         ref, token = read_model_ref(args.model), read_token(args.token_file, args.host)
         if not args.image_root.is_dir():

@@ -61,7 +61,7 @@ class ListenerReward:
         model: The listener.
         config: Shape of the reward, price of malformed text.
         max_masked_frac: A larger share of completions that the listener cannot judge stops training.
-        requests: Requests that are sent ahead at the same time.
+        requests: Requests that are sent ahead at the same time; 0: none is.
     """
 
     __name__ = "listener"
@@ -71,7 +71,7 @@ class ListenerReward:
     ) -> None:
         self._model, self._config, self._max_masked_frac = model, config, max_masked_frac
         self._asked: tuple[object, list[Judgement | None]] | None = None
-        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="listener-reward")
+        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="listener-reward") if requests else None
         self._begun: list[tuple[list[int], list[str], Future[_Judged]]] = []
         self.masked: frozenset[int] = frozenset()
         """Positions of the last call's completions that the listener could not judge."""
@@ -124,8 +124,9 @@ class ListenerReward:
             candidates: Their games' candidates.
             category_word: Their games' categories.
         """
-        future = self._pool.submit(self._judge, texts, candidates, category_word)
-        self._begun.append((list(rows), list(texts), future))
+        if self._pool is not None:
+            future = self._pool.submit(self._judge, texts, candidates, category_word)
+            self._begun.append((list(rows), list(texts), future))
 
     def forget(self) -> None:
         """Drop what was sent ahead and not asked for."""

@@ -161,6 +161,15 @@ def test_what_was_sent_ahead_counts_only_for_the_same_text() -> None:
     assert model.requests[-1][0].descriptions == ("A photo of a mug. The mug is red.",)
 
 
+def test_without_requests_ahead_all_are_judged_at_the_end() -> None:
+    model, columns = CountingModel(), {"candidates": [["a", "b"]], "category_word": ["mug"]}
+    function = ListenerReward(model, ListenerRewardConfig(), requests=0)
+    function.begin([0], [RED], **columns)
+    function.forget()
+    assert model.requests == []
+    assert function.ask([RED], **columns) == reward(CountingModel()).ask([RED], **columns)
+
+
 def test_items_refused_ahead_are_masked() -> None:
     function = reward(CountingModel())
     function.begin([1], [RED], [["bad", "b"]], ["mug"])
