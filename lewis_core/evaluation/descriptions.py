@@ -12,6 +12,7 @@ from pathlib import Path
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.descriptions.lexicon import mentions_location, mentions_state
+from lewis_core.descriptions.overlap import copied_share, distinct, self_bleu
 from lewis_core.descriptions.tokens import sentences, words
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import io
@@ -19,6 +20,7 @@ from lewis_core.evaluation.records import EvaluationResult, Metric
 from lewis_core.evaluation.statistics import Measure, first_by_second, formula_measure, mean_measure, summarise
 from lewis_core.pocket.truth import DescriptionTruth, check_description
 from lewis_core.pocket.world import IDENTITY_KEYS
+from lewis_core.prompts import PROMPT_SETS
 from lewis_core.records import Database, DatabaseEntry, JsonObject, Record, load_record, save_jsonl, save_record
 
 ROWS = "rows.jsonl"
@@ -42,6 +44,12 @@ class DescriptionRow(Record):
     """Sentences that say again what an earlier one said, word for word."""
     overlap: float | None = None
     """Word overlap (Jaccard) with the most similar description of another concept of the category."""
+    self_bleu: float | None = None
+    """BLEU-4 against all descriptions of other concepts of the category."""
+    copied: float | None = None
+    """Largest share of its word trigrams that stand in one description of another concept of the category."""
+    prompt_copied: float | None = None
+    """Share of the detailed text's word trigrams that stand in a prompt for speakers."""
     truth: DescriptionTruth | None = None
 
 
@@ -104,7 +112,13 @@ def measure_descriptions(entries: Sequence[DatabaseEntry], facts: io.Facts | Non
         entries: A database's entries.
         facts: What is known to be true, as in ``facts.json``; ``None`` when nothing is.
     """
-    return [_measure(entry, entries, facts) for entry in entries]
+    bleu: dict[str, float | None] = {}
+    for category in sorted({entry.category for entry in entries}):
+        said = [entry for entry in entries if entry.category == category and entry.text.strip()]
+        values = self_bleu([entry.text for entry in said])
+        bleu |= {entry.concept: value for entry, value in zip(said, values, strict=True)}
+    rows = [_measure(entry, entries, facts) for entry in entries]
+    return [row.model_copy(update={"self_bleu": bleu.get(row.concept)}) for row in rows]
 
 
 def _measure(entry: DatabaseEntry, entries: Sequence[DatabaseEntry], facts: io.Facts | None) -> DescriptionRow:
@@ -127,9 +141,19 @@ def _measure(entry: DatabaseEntry, entries: Sequence[DatabaseEntry], facts: io.F
         "sentences": len(said),
         "repeated": len(said) - len(set(said)),
         "overlap": max((word_overlap(text, other) for other in others), default=None),
+        "copied": copied_share(text, others),
+        "prompt_copied": _copied_from_prompt(entry),
         "truth": _check(entry, facts) if facts is not None else None,
     }
     return row.model_copy(update=measured)
+
+
+def _copied_from_prompt(entry: DatabaseEntry) -> float | None:
+    """Measure what the detailed text takes from the request, whichever of the prompt sets that was."""
+    if entry.description is None:
+        return None
+    requests = [prompts.speaker(entry.category_word) for prompts in PROMPT_SETS.values()]
+    return copied_share(entry.description.detailed, requests)
 
 
 def _check(entry: DatabaseEntry, facts: io.Facts) -> DescriptionTruth:
@@ -159,6 +183,9 @@ def aggregate(rows: Sequence[DescriptionRow], config: StatisticsConfig) -> tuple
         "words_mean": mean_measure([(row.concept, float(row.words or 0)) for row in read]),
         "repeated_sentence_rate": _share(read, [(row.repeated or 0, row.sentences or 0) for row in read]),
         "overlap_with_others": mean_measure([(row.concept, row.overlap) for row in read if row.overlap is not None]),
+        "self_overlap": _mean(read, "self_bleu"),
+        "copy_overlap": _mean(read, "copied"),
+        "prompt_copy_overlap": _mean(read, "prompt_copied"),
         "duplicate_text_rate": mean_measure([(row.concept, float(_is_duplicate(row, read))) for row in read]),
     }
     notes = {
@@ -166,11 +193,20 @@ def aggregate(rows: Sequence[DescriptionRow], config: StatisticsConfig) -> tuple
         "location_rate": "by word list; described concepts only",
         "repeated_sentence_rate": "sentences that repeat an earlier one of the same text",
         "overlap_with_others": "shared words with the most similar text of another concept of the category",
+        "self_overlap": "self-BLEU-4 within the category: 1 when a text is cut from the others'",
+        "copy_overlap": "word trigrams shared with the most similar text of another concept of the category",
+        "prompt_copy_overlap": "word trigrams of the detailed text that stand in the speaker's prompt",
         "duplicate_text_rate": "texts that another concept of the category has as well",
     }
     checked = [row for row in read if row.truth is not None]
     measures |= _truth_measures(checked)
     return (*summarise(measures, config, notes | _TRUTH_NOTES), *_corpus_metrics(read))
+
+
+def _mean(rows: Sequence[DescriptionRow], name: str) -> Measure:
+    """Mean of a field, where it could be measured."""
+    values = [(row.concept, getattr(row, name)) for row in rows]
+    return mean_measure([(concept, float(value)) for concept, value in values if value is not None])
 
 
 def _share(rows: Sequence[DescriptionRow], parts: Sequence[tuple[float, float]]) -> Measure:
@@ -188,10 +224,14 @@ def _corpus_metrics(rows: Sequence[DescriptionRow]) -> tuple[Metric, ...]:
     """Numbers of all texts together, which have no interval."""
     lengths = sorted(row.words or 0 for row in rows)
     p95 = float(lengths[max(0, -(-95 * len(lengths) // 100) - 1)]) if lengths else None
-    distinct = distinct_bigrams([row.text for row in rows])
+    texts = [row.text for row in rows]
+    vocabulary = {word for text in texts for word in words(text)}
     return (
         Metric(name="words_p95", value=p95, n=len(rows), note="95 % of the texts have at most so many words"),
-        Metric(name="distinct_2", value=distinct, n=len(rows), note="different word pairs by all word pairs"),
+        Metric(name="distinct_1", value=distinct(texts, 1), n=len(rows), note="different words by all words"),
+        Metric(name="distinct_2", value=distinct_bigrams(texts), n=len(rows), note="different word pairs by all pairs"),
+        Metric(name="distinct_3", value=distinct(texts, 3), n=len(rows), note="different word trigrams by all"),
+        Metric(name="vocabulary_words", value=float(len(vocabulary)), n=len(rows), note="different words of all texts"),
     )
 
 

@@ -139,3 +139,20 @@ def test_an_empty_database_is_an_error(tmp_path: Path) -> None:
     )
     with pytest.raises(EvaluationError, match="is empty"):
         evaluate_descriptions(empty, empty, tmp_path, STATISTICS)
+
+
+def test_sameness_of_texts_by_hand() -> None:
+    # each text begins with "A photo of a mug.": 3 of the 7 trigrams of its 9 words
+    found = values(describe("Red and white stripes.", "Blue and green dots."))
+    assert found["copy_overlap"] == pytest.approx(3 / 7)
+    assert found["distinct_1"] == pytest.approx(11 / 18)  # a photo of mug and; red white stripes; blue green dots
+    assert found["vocabulary_words"] == 11
+    assert found["prompt_copy_overlap"] == 0
+    assert found["self_overlap"] is not None
+    assert 0 < found["self_overlap"] < 1
+
+
+def test_reciting_the_prompt_is_found() -> None:
+    found = values(describe("Describe the mug in the image so that it can be told apart.", "The mug is red."))
+    # every trigram of the first text stands in the prompt, none of the second
+    assert found["prompt_copy_overlap"] == pytest.approx((1 + 0) / 2)
