@@ -7,6 +7,7 @@ On a GPU in half precision it is one variable-length flash attention a layer, fo
 Elsewhere a prompt's keys are multiplied once with the queries of all its suffixes.
 """
 
+import functools
 import inspect
 import itertools
 from collections.abc import Sequence
@@ -189,7 +190,7 @@ def _flash(
     """Torch's variable-length attention: (tokens, heads, head dim); ``bounds`` as its arguments three to six."""
     from torch.nn.attention.varlen import varlen_attn
 
-    known = inspect.signature(varlen_attn).parameters  # they changed from torch 2.10 to 2.14
+    known = _parameters(varlen_attn)
     chosen: dict[str, Any] = {}
     if is_causal:
         chosen = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
@@ -202,6 +203,12 @@ def _flash(
     out: Any = varlen_attn(query.contiguous(), key.contiguous(), value.contiguous(), *bounds, **chosen)
     attended: Tensor = out
     return attended
+
+
+@functools.cache
+def _parameters(function: Any) -> frozenset[str]:
+    """Names of the arguments; those of ``varlen_attn`` changed from torch 2.10 to 2.14."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _attend_by_span(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from lewis_core.errors import ModelError
 from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models import packing
+from lewis_core.models.attention import ATTENTION
 from lewis_core.models.continuation import Prefilled, Prompt, last_logits
 from lewis_core.models.engine import Frame, Read, Text, banned_ids, eos_ids
-from lewis_core.models.features import ImageFeatures, VisionEncoder
+from lewis_core.models.features import ImageFeatures, VisionEncoder, backbone
 from lewis_core.models.images import ImageSource
 from lewis_core.models.packing import Group, batches
 from lewis_core.models.sampling import Sampler, Sampling
@@ -39,7 +40,8 @@ class EngineOptions:
     batch_tokens: int | None = None
     """Tokens of one forward pass that answers, each prompt counted once; halved, for good, when memory runs out."""
     packed: bool | None = None
-    """Answer from packed rows rather than from a repeated cache; ``None``: on a GPU."""
+    """Answer from packed rows rather than from a repeated cache; ``None``: on a GPU, unless the model's attention needs
+    dense masks."""
     num_workers: int = 2
     """Threads that decode images."""
     cache_bytes: int = 2 << 30
@@ -62,7 +64,8 @@ class SharedPrefixEngine:
     ) -> None:
         self._model, self._frames, self._batch_size = model, frames, options.batch_size
         is_gpu = model.device.type == "cuda"
-        self._packed = is_gpu if options.packed is None else options.packed
+        has_kernel = backbone(model).language_model.config._attn_implementation == ATTENTION
+        self._packed = (is_gpu and has_kernel) if options.packed is None else options.packed
         self._batch_tokens = options.batch_tokens or (PACKED_TOKENS if is_gpu else CACHED_TOKENS)
         self._encoder = VisionEncoder(
             model, processor.image_processor, images, options.cache_bytes, options.num_workers

@@ -1,0 +1,185 @@
+"""The engine on a GPU: its kernels against plain forward passes. Runs where torch finds one.
+
+Needs nothing but ``lewis_core`` and its models' dependencies: ``python -m pytest --noconftest tests/gpu -q``.
+"""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.listener.schemas import GameScores, GenerateItem, ScoreGame
+from lewis_core.models.attention import ATTENTION, IMAGE_ATTENTION
+from lewis_core.models.compiling import compile_layers
+from lewis_core.models.continuation import Prompt
+from lewis_core.models.features import VisionEncoder, encoder_outputs
+from lewis_core.models.images import ImageFolder
+from lewis_core.models.loading import load_model
+from lewis_core.models.packing import IGNORE, Group, pack
+from lewis_core.models.shared_prefix import EngineOptions
+from lewis_core.models.vlm import VisionLanguageModel
+from lewis_core.prompts import CONCISE
+from lewis_core.testing import write_image, write_tiny_checkpoint
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")]
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+SIZES = {"a.jpg": (56, 84), "b.jpg": (112, 56), "c.jpg": (140, 140)}
+GAMES = [
+    ScoreGame(candidates=("a.jpg", "b.jpg", "c.jpg"), descriptions=("A red mug.", "A bag with a star on it.", "x")),
+    ScoreGame(candidates=("c.jpg", "a.jpg"), descriptions=("A hat.",), category="hat"),
+]
+
+
+class Family:
+    """A checkpoint, and ways to load it."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        from PIL import Image
+
+        self.checkpoint = write_tiny_checkpoint(folder / "model", family=family, hidden_size=128)
+        for seed, (name, size) in enumerate(SIZES.items()):
+            write_image(folder / name, seed)
+            Image.open(folder / name).resize(size).save(folder / name)
+        self.images = ImageFolder(folder)
+
+    def load(self, dtype: str = "float32", device: Any = "cuda", **options: Any) -> tuple[Any, Any]:
+        """Model and processor."""
+        ref = ModelRef(path=str(self.checkpoint), dtype=dtype, min_pixels=784, **options)
+        return load_model(ref, Runtime(device=device))
+
+    def open(
+        self, dtype: str = "float32", device: str = "cuda", engine: Any = "shared_prefix", **options: Any
+    ) -> VisionLanguageModel:
+        """The facade."""
+        loaded = self.load(dtype, device, engine=engine)
+        return VisionLanguageModel(*loaded, CONCISE, self.images, engine=engine, options=EngineOptions(**options))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(tmp_path_factory.mktemp("gpu"), request.param)
+
+
+@pytest.fixture
+def whole_memory() -> Iterator[None]:
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def odds(scores: list[GameScores]) -> torch.Tensor:
+    return torch.tensor([value for game in scores for row in game.yes_log_odds for value in row])
+
+
+def test_loading_chooses_the_gpu_s_kernels(family: Family) -> None:
+    model, _ = family.load("bfloat16")
+    assert model.model.language_model.config._attn_implementation == ATTENTION
+    assert all(block.attn.config._attn_implementation == IMAGE_ATTENTION for block in model.model.visual.blocks)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scores_in_float32_equal_plain_passes(family: Family, packed: bool) -> None:
+    expected = odds(family.open(engine="plain").score(GAMES))
+    torch.testing.assert_close(odds(family.open(packed=packed).score(GAMES)), expected, atol=1e-3, rtol=0)
+    torch.testing.assert_close(expected, odds(family.open(device="cpu").score(GAMES)), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_scores_in_bfloat16_are_as_good_as_plain_passes(family: Family, packed: bool) -> None:
+    """Flash attention for packed rows and for images: no farther from float32 than twice what plain bfloat16 is."""
+    exact = odds(family.open(device="cpu").score(GAMES))
+    plain = odds(family.open("bfloat16", engine="plain").score(GAMES))
+    found = odds(family.open("bfloat16", packed=packed).score(GAMES))
+    assert found.isfinite().all()
+    assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 0.05
+
+
+def test_features_of_many_images_equal_those_of_one(family: Family) -> None:
+    model, processor = family.load("bfloat16")
+    references = {name: name for name in SIZES}
+    together = VisionEncoder(model, processor.image_processor, family.images, 0, 2)(references)
+    for name in SIZES:
+        [alone] = VisionEncoder(model, processor.image_processor, family.images, 0, 2)({name: name}).values()
+        pairs = zip((alone.tokens, *alone.deepstack), (together[name].tokens, *together[name].deepstack), strict=True)
+        for one, other in pairs:
+            torch.testing.assert_close(other.float(), one.float(), atol=0.05 * float(one.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_get_the_gradients_of_separate_sequences(family: Family, checkpointing: bool) -> None:
+    """Direction of the whole gradient, packed in bfloat16 against separate sequences in float32 on the CPU."""
+    exact = gradient(family, "cpu", "float32", packed=False)
+    plain = gradient(family, "cuda", "bfloat16", packed=False)
+    found = gradient(family, "cuda", "bfloat16", packed=True, checkpointing=checkpointing)
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(exact, found, 0) >= min(0.999, 1 - 2 * (1 - float(cosine(exact, plain, 0))))
+
+
+def gradient(family: Family, device: str, dtype: str, *, packed: bool, checkpointing: bool = False) -> torch.Tensor:
+    """Gradient of the sum of three completions' log-probabilities, all adapters in one vector."""
+    from peft import LoraConfig, get_peft_model
+
+    model, processor = family.load(dtype, device)
+    references = {name: name for name in ("a.jpg", "b.jpg")}
+    features = VisionEncoder(model, processor.image_processor, family.images, 0, 2)(references).values()
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", exclude_modules=".*visual.*"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.linspace(-0.1, 0.1, parameter.numel()).view(parameter.shape).to(parameter)
+    if checkpointing:
+        model.train()
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    image_token = int(model.config.image_token_id)
+    images = tuple(type(f)(f.tokens.clone(), f.grid, tuple(x.clone() for x in f.deepstack)) for f in features)
+    prompt = Prompt([9, *[image_token] * len(images[0].tokens), 5, *[image_token] * len(images[1].tokens), 3], images)
+    completions = [torch.tensor([31, 32, 33, 34]), torch.tensor([40]), torch.tensor([21, 22])]
+    grouped = [completions] if packed else [[completion] for completion in completions]
+    for of_row in grouped:
+        row = pack(model, [Group.of_completions(prompt, of_row)], image_token)
+        arguments = row.forward_arguments(model)
+        if not packed:
+            arguments = {
+                "input_ids": row.input_ids,
+                "position_ids": row.position_ids,
+                "mm_encoder_outputs": encoder_outputs(images),
+                "use_cache": False,
+            }
+        kept = row.labels != IGNORE
+        logits = model(**arguments, logits_to_keep=kept).logits
+        logits.float().log_softmax(-1).gather(-1, row.labels[kept].view(*logits.shape[:-1], 1)).sum().backward()
+    found = [p.grad.float().cpu().flatten() for name, p in sorted(model.named_parameters()) if p.grad is not None]
+    return torch.cat(found)
+
+
+def test_greedy_texts_equal_plain_generation(family: Family) -> None:
+    items = [GenerateItem(image=image, prompt="Say.", max_new_tokens=12) for image in ("a.jpg", None, "c.jpg")]
+    assert family.open().generate(items) == family.open(engine="plain").generate(items)
+
+
+def test_compiled_layers_compute_the_same(family: Family) -> None:
+    expected = odds(family.open().score(GAMES))
+    model, processor = family.load()
+    assert compile_layers(model) > 0
+    compiled = VisionLanguageModel(model, processor, CONCISE, family.images)
+    torch.testing.assert_close(odds(compiled.score(GAMES)), expected, atol=1e-3, rtol=0)
+
+
+def test_a_gpu_that_is_too_small_gets_smaller_rows(family: Family, whole_memory: None) -> None:
+    texts = tuple(f"A red mug number {number}." for number in range(200))
+    games = [ScoreGame(candidates=tuple(SIZES), descriptions=texts)] * 8
+    expected = odds(family.open().score(games))
+    greedy = family.open(batch_tokens=10_000_000)
+    greedy.score(GAMES)  # what is needed once
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
+    found = greedy.score(games)
+    assert greedy._engine._batch_tokens < 10_000_000
+    torch.testing.assert_close(odds(found), expected, atol=1e-3, rtol=0)
