@@ -132,7 +132,7 @@ class ArtifactStore:
     """Folders of artifacts, by kind and key.
 
     Args:
-        root: Top folder; made when needed. Folders ``work`` and ``locks`` in it are scratch space.
+        root: Top folder; made when needed. Folders ``work``, ``locks`` and ``caches`` in it are scratch space.
     """
 
     def __init__(self, root: Path) -> None:
@@ -145,6 +145,12 @@ class ArtifactStore:
     def work_dir(self, kind: str, key: str) -> Path:
         """Folder for checkpoints of an unfinished stage: survives a kill, removed when the artifact is published."""
         folder = self.root / "work" / f"{kind}-{key}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def cache_dir(self, kind: str) -> Path:
+        """Folder for what all runs of a stage may share to save work; never part of a result, and kept."""
+        folder = self.root / "caches" / kind
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -34,7 +34,7 @@ from lewis_core.records import JsonObject, Record
 from lewis_core.reporting import NullReporter, Reporter
 
 logger = logging.getLogger(__name__)
-RUNTIME_ARGUMENTS = ("output_dir", "work_dir", "data_root", "runtime", "reporter", "service_url")
+RUNTIME_ARGUMENTS = ("output_dir", "work_dir", "cache_dir", "data_root", "runtime", "reporter", "service_url")
 """Where and how, never what: may differ between two runs with the same result."""
 ASSETS = (".j2", ".css", ".js")
 """Files that are source although they are no modules."""
@@ -191,6 +191,7 @@ def run_stage(
             supplied = {
                 "output_dir": folder,
                 "work_dir": store.work_dir(stage.name, key),
+                "cache_dir": store.cache_dir(stage.name),
                 "reporter": reporter or NullReporter(),
                 **(runtime or {}),
             }

@@ -48,6 +48,9 @@ class CatalogConfig(FrozenConfig):
     """More unusable images than this share stop the run."""
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
     """Larger images are set aside (decompression bombs)."""
+    shared_images: Literal["report", "set-aside"] = "report"
+    """What is done with a picture that lies in the folders of several concepts: it is listed only, or it is also taken
+    from all of them. One that training and held-out concepts share stops the run when concepts are split."""
     category_words: dict[str, str] = {}
     """Word used in prompts for a category folder, e.g. ``{tro_bag = "trolley bag"}``; added to the built-in ones."""
     seed: int = 23

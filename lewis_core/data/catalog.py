@@ -5,6 +5,7 @@ workers or the process.
 """
 
 import logging
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.companions import write_companions
-from lewis_core.data.duplicates import find_duplicates
+from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_duplicates, set_aside_shared
 from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
-from lewis_core.data.layout import EXPECTED, Listing, Split, list_data_root
+from lewis_core.data.layout import EXPECTED, Listing, Split, find_stamps, read_layout, read_tree
+from lewis_core.data.memory import FileMemory
 from lewis_core.data.vocabulary import category_word, word_in_name
 from lewis_core.errors import CatalogError
 from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, save_jsonl, save_record
@@ -34,11 +36,13 @@ def build_catalog(
     runtime: Runtime,
     reporter: Reporter,
     work_dir: Path | None = None,
+    cache_dir: Path | None = None,
 ) -> JsonObject:
     """Read a data root.
 
-    Writes ``catalog.json``, ``quarantine.jsonl`` (path, reason), ``duplicates.jsonl`` and, when the data root has
-    them, ``questions.jsonl`` (from ``visual-qa.json``, if any of it can be used) and ``facts.json``.
+    Writes ``catalog.json``, ``quarantine.jsonl`` (path, reason), ``duplicates.jsonl`` (the same bytes),
+    ``near_duplicates.jsonl`` (the same look) and, when the data root has them, ``questions.jsonl`` (from
+    ``visual-qa.json`` or the data set's own file, if any of it can be used) and ``facts.json``.
 
     Args:
         fingerprint: State of the data root (:func:`~lewis_core.data.layout.scan_tree`); only identifies the stage.
@@ -48,6 +52,7 @@ def build_catalog(
         runtime: Number of workers.
         reporter: Receives progress.
         work_dir: Receives the list of unusable images when there are too many.
+        cache_dir: Remembers what was read, so that another catalog of the same folder opens new and changed files only.
 
     Returns:
         The layout and the evidence for it, counts, and the names of empty categories and of concepts without a
@@ -58,27 +63,38 @@ def build_catalog(
         QuarantineError: If more images are unusable than the settings allow.
     """
     del fingerprint
-    listing = list_data_root(data_root, config.layout)
+    listed_ns, tree = time.time_ns(), read_tree(data_root)
+    listing = read_layout(tree, config.layout)
     _check_listing(listing, data_root, config)
-    inspected = inspect_files(listing, data_root, config, runtime, reporter)
+    if cache_dir is None:
+        inspected = inspect_files(listing, data_root, config, runtime, reporter)
+    else:
+        with FileMemory(cache_dir, data_root, find_stamps(tree), listed_ns) as memory:
+            inspected = inspect_files(listing, data_root, config, runtime, reporter, memory)
+    logger.info("%d of %d files were opened, the others are known", inspected.num_read, len(listing.files))
+    if config.shared_images == "set-aside":
+        inspected = set_aside_shared(inspected)
     check_quarantine(inspected, data_root, config, work_dir)
     catalog = _assemble(inspected, listing, config)
     if not catalog.concepts:
         raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
-    duplicates = find_duplicates(catalog)
+    duplicates = {
+        "duplicates": find_duplicates(catalog),
+        "near_duplicates": find_near_duplicates(catalog, inspected.looks),
+    }
     set_aside = [*inspected.unusable, *inspected.others]
     questions = write_companions(data_root, output_dir, listing, catalog, set_aside)
     save_record(output_dir / "catalog.json", catalog)
     save_jsonl(output_dir / "quarantine.jsonl", set_aside)
-    save_jsonl(output_dir / "duplicates.jsonl", duplicates)
+    for name, found in duplicates.items():
+        save_jsonl(output_dir / f"{name}.jsonl", found)
     return {
         "layout": listing.layout.name,
         "layout_evidence": list(listing.evidence),
         **_count(catalog, listing),
         "quarantined": len(inspected.unusable),
         "other_files": len(inspected.others),
-        "duplicates_across_concepts": sum(duplicate.across_concepts for duplicate in duplicates),
-        "duplicates_across_splits": sum(duplicate.across_splits for duplicate in duplicates),
+        **{key: count for name, found in duplicates.items() for key, count in _count_duplicates(name, found).items()},
         **questions,
     }
 
@@ -183,6 +199,19 @@ def _count(catalog: Catalog, listing: Listing) -> JsonObject:
         "concepts_without_image": without_image,
         "concepts_with_one_image": lonely,
         "categories_with_one_concept": alone,
+    }
+
+
+def _count_duplicates(name: str, found: Sequence[Duplicate]) -> JsonObject:
+    """Numbers of duplicates by what is wrong with them (also logged)."""
+    words = name.replace("_", " ")
+    _warn(f"{words} across concepts", (d.paths[0] for d in found if d.across_concepts))
+    _warn(f"{words} across train and test", (d.paths[0] for d in found if d.across_splits))
+    _warn(f"{words} among negatives", (d.paths[0] for d in found if d.among_negatives))
+    return {
+        f"{name}_across_concepts": sum(duplicate.across_concepts for duplicate in found),
+        f"{name}_across_splits": sum(duplicate.across_splits for duplicate in found),
+        f"{name}_among_negatives": sum(duplicate.among_negatives for duplicate in found),
     }
 
 

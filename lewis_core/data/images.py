@@ -6,17 +6,21 @@ reason; nothing is replaced or silently shortened (no first frame of an animatio
 
 import hashlib
 import io
+import os
 import stat
 import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lewis_core.config.data import MAX_IMAGE_PIXELS as MAX_PIXELS
+from lewis_core.data.looks import Look, look_at
 from lewis_core.errors import ImageError
 from lewis_core.records import ImageRecord
 
@@ -33,7 +37,53 @@ _MAX_BYTES_PER_PIXEL = 8
 _FLOAT_MODES = frozenset({"F"})
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
+_SMALLEST = (72, 64)
+"""JPEG files are examined at no fewer pixels than this."""
+_TURNED, _SWAPPED = range(2, 9), range(5, 9)
+"""EXIF orientations that turn or mirror an image; those that swap width and height."""
 _open_lock = threading.Lock()
+T = TypeVar("T")
+
+
+class Examined(NamedTuple):
+    """What is known of a file that is one whole image."""
+
+    sha256: str
+    width: int
+    """Pixels, after EXIF orientation."""
+    height: int
+    look: Look
+
+
+def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Examined:
+    """Check that a file is one whole image, and see what it looks like.
+
+    All of the file is decoded; of JPEG files, all data are decoded but the pixels are made at a smaller size, which
+    finds the same damage in less time.
+
+    Args:
+        root: Data root.
+        relative: Path below it, with forward slashes; of the folders on the way none may be a link, as in a listing.
+        max_pixels: Larger images are refused before they are decoded.
+
+    Raises:
+        ImageError: If the file cannot be used; the reason is for people.
+    """
+    path = f"{root}/{relative}"
+    data = _read(root, relative, max_pixels) if Path(path).is_symlink() else _read_regular(path, relative, max_pixels)
+    (width, height), look = _decode(relative, data, max_pixels, _examine)
+    return Examined(hashlib.sha256(data).hexdigest(), width, height, look)
+
+
+def _examine(image: Image.Image) -> tuple[tuple[int, int], Look]:
+    """Decode an opened image as small as possible: its upright size, and its look."""
+    size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.draft(None, _SMALLEST)
+    image.load()
+    if orientation in _TURNED:
+        image = ImageOps.exif_transpose(image)
+    plain = image.mode in {"RGB", "L"} and not image.has_transparency_data
+    return (size[::-1] if orientation in _SWAPPED else size), look_at(image if plain else to_rgb(image))
 
 
 def inspect_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> ImageRecord:
@@ -50,9 +100,8 @@ def inspect_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Im
     Raises:
         ImageError: If the file cannot be used; the reason is for people.
     """
-    data = _read(root, relative, max_pixels)
-    image = _decode(relative, data, max_pixels)
-    return ImageRecord(path=relative, sha256=hashlib.sha256(data).hexdigest(), width=image.width, height=image.height)
+    found = examine_image(root, relative, max_pixels)
+    return ImageRecord(path=relative, sha256=found.sha256, width=found.width, height=found.height)
 
 
 def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -70,9 +119,14 @@ def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PI
         ImageError: If the file cannot be used, or is no longer the one that the record describes.
     """
     if isinstance(image, str):
-        return _decode(image, _read(data_root, image, max_pixels), max_pixels)
+        return _decode(image, _read(data_root, image, max_pixels), max_pixels, _upright_rgb)
     limit = max(max_pixels, image.width * image.height)
-    return _decode(image.path, read_image_bytes(data_root, image), limit)
+    return _decode(image.path, read_image_bytes(data_root, image), limit, _upright_rgb)
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_image_bytes(data_root: Path, image: ImageRecord) -> bytes:
@@ -88,29 +142,45 @@ def read_image_bytes(data_root: Path, image: ImageRecord) -> bytes:
 
 
 def _read(root: Path, relative: str, max_pixels: int) -> bytes:
-    """Read a regular file below the root."""
+    """Read a regular file below the root, also through links that stay inside."""
     try:
         path = (root / relative).resolve(strict=True)
-        if not path.is_relative_to(root.resolve()):
-            raise ImageError(relative, "a link out of the data root; links are followed inside of it only")
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(relative, "not a regular file")
-        if status.st_size == 0:
-            raise ImageError(relative, "empty file (0 bytes)")
-        if status.st_size > (1 << 20) + _MAX_BYTES_PER_PIXEL * max_pixels:
-            raise ImageError(relative, f"{status.st_size} bytes are too many for an image of {max_pixels} pixels")
-        return path.read_bytes()
+        inside = path.is_relative_to(root.resolve())
     except RuntimeError as error:  # what a loop of links is to pathlib
         raise ImageError(relative, "a loop of links") from error
     except FileNotFoundError as error:
         raise ImageError(relative, "missing, or a link to nothing") from error
     except OSError as error:
         raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
+    if not inside:
+        raise ImageError(relative, "a link out of the data root; links are followed inside of it only")
+    return _read_regular(str(path), relative, max_pixels)
 
 
-def _decode(relative: str, data: bytes, max_pixels: int) -> Image.Image:
-    """Decode bytes completely."""
+def _read_regular(path: str, relative: str, max_pixels: int) -> bytes:
+    """Read a regular file of a likely size."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not hold us up
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(relative, "not a regular file")
+            if status.st_size == 0:
+                raise ImageError(relative, "empty file (0 bytes)")
+            if status.st_size > (1 << 20) + _MAX_BYTES_PER_PIXEL * max_pixels:
+                raise ImageError(relative, f"{status.st_size} bytes are too many for an image of {max_pixels} pixels")
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError as error:
+        raise ImageError(relative, "missing, or a link to nothing") from error
+    except OSError as error:
+        raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
+
+
+def _decode(relative: str, data: bytes, max_pixels: int, finish: Callable[[Image.Image], T]) -> T:
+    """Open bytes, check the header, and let ``finish`` decode them completely."""
     try:
         with _open(data) as image:
             if image.width * image.height > max_pixels:
@@ -123,8 +193,7 @@ def _decode(relative: str, data: bytes, max_pixels: int) -> Image.Image:
             # Phones write a preview behind their JPEG (Pillow calls that MPO); the first frame is the photo.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise ImageError(relative, f"animated or of several pages ({getattr(image, 'n_frames', '?')} frames)")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return finish(image)
     except UnidentifiedImageError as error:
         suffix = PurePosixPath(relative).suffix.lower()
         unread = f"{suffix[1:].upper()} images are not read; convert them to JPEG or PNG"

@@ -7,7 +7,7 @@ from lewis_core.config.data import LayoutName
 from lewis_core.data.layouts.base import FoundFile, Layout, Listing, Split
 from lewis_core.data.layouts.detect import read_layout
 from lewis_core.data.layouts.known import EXPECTED, LAYOUTS
-from lewis_core.data.tree import SetAside, check_root, read_tree, scan_tree
+from lewis_core.data.tree import SetAside, check_root, find_stamps, read_tree, scan_tree
 
 __all__ = [
     "EXPECTED",
@@ -18,6 +18,7 @@ __all__ = [
     "SetAside",
     "Split",
     "check_root",
+    "find_stamps",
     "list_data_root",
     "read_layout",
     "read_tree",

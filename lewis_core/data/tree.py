@@ -72,6 +72,11 @@ class Folder:
             yield from folder.walk()
 
 
+def find_stamps(root: Folder) -> dict[str, tuple[int, int, int, int]]:
+    """Stamp of every file, by path."""
+    return {file.path: file.stamp for folder in root.walk() for file in folder.files}
+
+
 def read_tree(root: Path) -> Folder:
     """List a data root.
 

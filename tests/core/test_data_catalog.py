@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.catalog import build_catalog, choose_train_images
-from lewis_core.data.duplicates import Duplicate
 from lewis_core.data.images import MAX_PIXELS
 from lewis_core.data.layout import SetAside
 from lewis_core.errors import CatalogError, QuarantineError
@@ -53,9 +52,15 @@ def test_catalog_of_a_clean_tree(root: Path) -> None:
         "categories": 2, "concepts": 4, "train_images": 8, "test_images": 8, "negative_images": 0,
         "empty_categories": [], "concepts_without_image": [], "concepts_with_one_image": [],
         "categories_with_one_concept": [], "quarantined": 0, "other_files": 0,
-        "duplicates_across_concepts": 0, "duplicates_across_splits": 0,
+        **{
+            f"{kind}_{where}": 0
+            for kind in ("duplicates", "near_duplicates")
+            for where in ("across_concepts", "across_splits", "among_negatives")
+        },
     }  # fmt: skip
-    assert sorted(path.name for path in output.iterdir()) == ["catalog.json", "duplicates.jsonl", "quarantine.jsonl"]
+    assert sorted(path.name for path in output.iterdir()) == [
+        "catalog.json", "duplicates.jsonl", "near_duplicates.jsonl", "quarantine.jsonl",
+    ]  # fmt: skip
 
 
 def test_concepts_are_sorted_by_id_whichever_folder_they_are_found_in(tmp_path: Path) -> None:
@@ -132,21 +137,6 @@ def test_a_concept_with_negatives_only_is_left_out(tmp_path: Path) -> None:
     summary, catalog, _ = build(tmp_path / "root")
     assert [image.path for image in catalog.concepts[0].negative] == ["train/bag/a/laion/0.jpg"]
     assert summary["concepts_without_image"] == ["bag/b"]
-
-
-def test_duplicates_are_listed(root: Path) -> None:
-    data = (root / "train/bag/b00/0.jpg").read_bytes()
-    (root / "train/mug/m01/copy.jpg").write_bytes(data)
-    (root / "test/mug/m00/0.jpg").write_bytes((root / "train/mug/m00/0.jpg").read_bytes())
-    (root / "train/bag/b01/1.jpg").write_bytes((root / "train/bag/b01/0.jpg").read_bytes())  # same place: no harm
-    summary, _, output = build(root)
-    found = {duplicate.paths: duplicate for duplicate in load_jsonl(output / "duplicates.jsonl", Duplicate)}
-    concepts = found["train/bag/b00/0.jpg", "train/mug/m01/copy.jpg"]
-    splits = found["test/mug/m00/0.jpg", "train/mug/m00/0.jpg"]
-    assert (concepts.across_concepts, concepts.across_splits) == (True, False)
-    assert (splits.across_concepts, splits.across_splits) == (False, True)
-    assert len(found) == 2
-    assert (summary["duplicates_across_concepts"], summary["duplicates_across_splits"]) == (1, 1)
 
 
 @pytest.mark.parametrize(

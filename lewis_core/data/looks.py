@@ -1,0 +1,92 @@
+"""What a picture looks like, in 44 bytes: enough to find copies that were resized, re-compressed or re-encoded.
+
+A look is a 64-bit difference hash (is each cell of an 8 × 8 grid clearly brighter than its left neighbour? Krawetz,
+"Kind of Like That", 2013; the margin keeps plain backgrounds from deciding by noise) and the colours of 4 × 3 cells,
+which tell apart what differs in colour only. Two pictures look alike if at most :data:`NEAR_BITS` bits differ, and the
+colours by at most :data:`NEAR_COLOUR` of 255 on average: the limits within which JPEG copies of quality 60, or of half
+the size, stayed in 240 of 240 trials on rendered photos. Crops, mirrored and rotated copies are not found.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+NEAR_BITS = 7
+NEAR_COLOUR = 3.0
+MARGIN = 2
+"""Brightness, of 255, by which a cell has to exceed its neighbour."""
+_MAX_PAIRS = 1 << 19
+"""Pairs compared at a time, against memory."""
+_BYTE = np.uint64(0xFF)
+GRID = (9, 8)
+"""Width and height of the grid, in cells."""
+_COLOUR_PLACES = [3 * (9 * row + column) for row in (0, 2, 4, 6) for column in (0, 3, 6)]
+
+
+class Look(NamedTuple):
+    """Compact appearance of a picture."""
+
+    bits: int
+    """Difference hash, 64 bits."""
+    colours: bytes
+    """RGB of 4 × 3 cells, 36 bytes."""
+
+
+def look_at(image: Image.Image) -> Look:
+    """Reduce an upright image (RGB or gray) to its look."""
+    cells = image.resize(GRID, Image.Resampling.BILINEAR)
+    gray = np.frombuffer(cells.convert("L").tobytes(), np.uint8).reshape(8, 9).astype(np.int16)
+    bits = int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1] + MARGIN).tobytes(), "big")
+    rgb = cells.convert("RGB").tobytes()
+    return Look(bits, b"".join(rgb[place : place + 3] for place in _COLOUR_PLACES))
+
+
+def find_similar(looks: list[Look]) -> NDArray[np.int64]:
+    """Find pairs of looks that are alike.
+
+    Hashes within :data:`NEAR_BITS` = 7 of each other agree in at least one of eight bytes, so only pairs that share a
+    byte are compared, in blocks of bounded memory. Equal looks should be given once.
+
+    Args:
+        looks: N different looks.
+
+    Returns:
+        Index pairs, shape (P, 2), first < second, sorted.
+    """
+    bits = np.array([look.bits for look in looks], dtype=np.uint64)
+    colours = np.frombuffer(b"".join(look.colours for look in looks), np.uint8).reshape(len(looks), -1).astype(np.int16)
+    totals = colours.sum(axis=1, dtype=np.int64)
+    found = [np.empty((0, 2), np.int64)]
+    for byte in range(NEAR_BITS + 1):
+        key = (bits >> np.uint64(8 * byte)) & _BYTE
+        order = np.argsort(key, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
+            found.extend(_compare(bucket, byte, bits, colours, totals))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def _compare(
+    bucket: NDArray[np.int64],
+    byte: int,
+    bits: NDArray[np.uint64],
+    colours: NDArray[np.int16],
+    totals: NDArray[np.int64],
+) -> Iterator[NDArray[np.int64]]:
+    """Pairs within a bucket that are alike and do not share an earlier byte; ``bucket`` is sorted."""
+    step = max(1, _MAX_PAIRS // len(bucket))
+    for start in range(0, len(bucket) - 1, step):
+        block, rest = bucket[start : start + step], bucket[start:]
+        near = np.bitwise_count(bits[block][:, None] ^ bits[rest][None, :]) <= NEAR_BITS
+        pairs = np.stack([side[index] for side, index in zip((block, rest), np.nonzero(near), strict=True)], axis=1)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        differ = bits[pairs[:, 0]] ^ bits[pairs[:, 1]]
+        for earlier in range(byte):
+            keep = (differ >> np.uint64(8 * earlier)) & _BYTE != 0
+            pairs, differ = pairs[keep], differ[keep]
+        pairs = pairs[np.abs(totals[pairs[:, 0]] - totals[pairs[:, 1]]) <= NEAR_COLOUR * colours.shape[1]]  # cheap
+        apart = np.abs(colours[pairs[:, 0]] - colours[pairs[:, 1]]).mean(axis=1)
+        yield pairs[apart <= NEAR_COLOUR]
