@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lewis_core.models.features import backbone
+from lewis_core.models.features import backbone, send
 
 ATTENTION = "shared_prefix"
 IMAGE_ATTENTION = "packed_images_flash"
@@ -61,6 +61,8 @@ class Layout:
 
     def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
         self.spans, self._device = tuple(spans), device
+        if device.type == "cuda":
+            _ = self.varlen  # made while the GPU is busy with what came before
 
     @cached_property
     def varlen(self) -> "Varlen":
@@ -82,7 +84,7 @@ class Layout:
             self._offsets(keys),
             max(queries),
             max(keys),
-            torch.cat(places).to(self._device, non_blocking=True),
+            send(torch.cat(places), self._device),
         )
 
     @cached_property
@@ -100,8 +102,7 @@ class Layout:
         return runs
 
     def _offsets(self, lengths: Sequence[int]) -> Tensor:
-        offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-        return offsets.to(self._device, non_blocking=True)
+        return send(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), self._device)
 
 
 @dataclass(frozen=True)

@@ -175,11 +175,9 @@ class VisionEncoder:
     @torch.inference_mode()
     def _run(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
         device = self._backbone.device
-        pixels = torch.cat([x["pixel_values"] for x in inputs])
-        if device.type == "cuda":
-            pixels = pixels.pin_memory()  # so that the copy does not wait for what the GPU is doing
+        pixels = send(torch.cat([x["pixel_values"] for x in inputs]), device)
         grid = torch.cat([x["image_grid_thw"] for x in inputs])
-        out = self._backbone.get_image_features(pixels.to(device, non_blocking=True), grid.to(device), return_dict=True)
+        out = self._backbone.get_image_features(pixels, send(grid, device), return_dict=True)
         sizes = [len(tokens) for tokens in out.pooler_output]
         layers = [_split(layer, sizes) for layer in getattr(out, "deepstack_features", None) or ()]
         return [
@@ -203,6 +201,13 @@ def load_image(images: ImageSource, reference: str) -> Image.Image:
 def _split(layer: Any, sizes: Sequence[int]) -> Sequence[Tensor]:
     """One tensor per image, whether transformers has split the layer already or not."""
     return torch.split(layer, list(sizes)) if isinstance(layer, Tensor) else layer
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for what a GPU is doing."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def backbone(model: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lewis_core.models.attention import ATTENTION, Layout, Span
 from lewis_core.models.continuation import Prompt, prompt_positions
-from lewis_core.models.features import ImageFeatures, backbone, encoder_outputs
+from lewis_core.models.features import ImageFeatures, backbone, encoder_outputs, send
 
 IGNORE = -100
 """Label of places where no token is expected."""
@@ -109,7 +109,7 @@ class Packed:
     labels: Tensor
     """(1, tokens): the token expected *after* each place, -100 where none is."""
     last: Tensor
-    """(1, tokens): whether it is the last token of a suffix."""
+    """(suffixes,): place of the last token of each."""
     segments: Tensor
     """(2, tokens): number of the group, and 0 for its prompt or the number of the suffix from 1."""
     layout: Layout
@@ -164,16 +164,12 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
     suffixes, device = torch.cat(suffix_of), backbone(model).device
     segments = torch.stack([torch.cat(group_of), suffixes])
     is_end = torch.cat([(segments[:, 1:] != segments[:, :-1]).any(0), torch.tensor([True])])
-
-    def on_device(tensor: Tensor) -> Tensor:
-        return tensor.to(device, non_blocking=True)
-
     return Packed(
-        input_ids=on_device(torch.cat(ids)[None]),
-        position_ids=on_device(torch.cat(positions, 1)[:, None]),
-        labels=on_device(torch.cat(labels)[None]),
-        last=on_device((is_end & (suffixes > 0))[None]),
-        segments=on_device(segments),
+        input_ids=send(torch.cat(ids)[None], device),
+        position_ids=send(torch.cat(positions, 1)[:, None], device),
+        labels=send(torch.cat(labels)[None], device),
+        last=send((is_end & (suffixes > 0)).nonzero()[:, 0], device),  # places: a mask would make the GPU's host wait
+        segments=send(segments, device),
         layout=Layout(spans, device),
         images=tuple(image for group in groups for image in group.prompt.images),
     )

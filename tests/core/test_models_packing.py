@@ -226,7 +226,7 @@ def test_what_sees_what(world: World) -> None:
     assert packed.input_ids.tolist() == [[9, 3, 20, 21, 22, 9, 3, 30]]
     assert packed.position_ids[:, 0].tolist() == [[0, 1, 2, 2, 3, 0, 1, 2]] * 3
     assert packed.labels.tolist() == [[-100] * 6 + [30, 31]]
-    assert packed.last.int().tolist() == [[0, 0, 1, 0, 1, 0, 0, 1]]
+    assert packed.last.tolist() == [2, 4, 7]
     assert packed.mask()[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0],
