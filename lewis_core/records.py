@@ -93,11 +93,15 @@ class Splits(Record):
 
     training: tuple[str, ...]
     held_out: tuple[str, ...]
+    unused: tuple[str, ...] = ()
+    """Neither trained on nor evaluated."""
 
     @model_validator(mode="after")
     def _disjoint(self) -> "Splits":
         if both := set(self.training) & set(self.held_out):
             raise ValueError(f"concepts both trained on and held out: {sorted(both)[:5]}")
+        if used := set(self.unused) & {*self.training, *self.held_out}:
+            raise ValueError(f"concepts both used and unused: {sorted(used)[:5]}")
         return self
 
 

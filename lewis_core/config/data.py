@@ -57,6 +57,17 @@ class CatalogConfig(FrozenConfig):
     """Seed of the per-concept choice in unsplit layouts."""
 
 
+class SubsetConfig(FrozenConfig):
+    """Few of the training concepts, with a wanted number of photos: a study of how much data is needed."""
+
+    num_concepts: int = Field(default=30, ge=1)
+    """How many concepts are trained on."""
+    train_images: int = Field(default=1000, ge=1)
+    """How many training photos they have together, as closely as possible."""
+    cover_categories: bool = True
+    """Take at least one concept of every category that has training concepts."""
+
+
 class SplitConfig(FrozenConfig):
     """Which concepts are trained on and which are held out."""
 
@@ -64,6 +75,14 @@ class SplitConfig(FrozenConfig):
     """Share of a category's concepts that is trained on (rounded up)."""
     min_concepts: int = Field(default=4, ge=2)
     """Categories with fewer concepts are held out entirely."""
+    training: tuple[str, ...] = ()
+    """Concepts to train on, ``category/name``; empty: chosen by seed."""
+    held_out: tuple[str, ...] = ()
+    """Concepts held out; empty: all that are not trained on. Those in neither list are not used."""
+    subset: SubsetConfig | None = None
+    """Train on some of the training concepts only; the others are not used."""
+    shared_images: Literal["stop", "report"] = "stop"
+    """What is done when a picture is of a training concept and of a held-out one."""
     seed: int = 23
     """Seed of the choice."""
 

@@ -10,7 +10,7 @@ from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig, SplitConfig
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.layout import SetAside
-from lewis_core.data.splits import choose_training
+from lewis_core.data.splits import choose_splits
 from lewis_core.data.vocabulary import DREAMBOOTH_WORDS, MYVLM_WORDS, PERVA_CATEGORIES, YOLLAVA_WORDS
 from lewis_core.errors import CatalogError
 from lewis_core.records import Catalog, JsonObject, VqaItem, load_jsonl, load_record
@@ -183,7 +183,7 @@ def test_a_data_set_is_recognised_and_read(
     assert {key: found[key] for key in words} == words
     assert all(concept.train and concept.test for concept in catalog.concepts)
     assert summary["quarantined"] == 0
-    splits = choose_training(catalog, SplitConfig(min_concepts=2))
+    splits = choose_splits(catalog, SplitConfig(min_concepts=2))
     assert splits.training and splits.held_out
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lewis_core.config.data import SplitConfig
-from lewis_core.data.splits import choose_concepts, choose_training
+from lewis_core.data.splits import choose_concepts, choose_splits
 from lewis_core.errors import DataError
 from lewis_core.records import Catalog, Concept
 
@@ -38,32 +38,32 @@ def test_number_of_training_concepts(size: int, frac: float, expected: int) -> N
 
 
 def test_small_categories_are_held_out() -> None:
-    splits = choose_training(make_catalog({"bag": 4, "mug": 3}), SplitConfig(min_concepts=4))
+    splits = choose_splits(make_catalog({"bag": 4, "mug": 3}), SplitConfig(min_concepts=4))
     assert len(splits.training) == 2
     assert all(concept.startswith("bag/") for concept in splits.training)
     assert {"mug/c00", "mug/c01", "mug/c02"} < set(splits.held_out)
 
 
 def test_another_category_changes_nothing() -> None:
-    alone = choose_training(make_catalog({"bag": 8}), SplitConfig())
-    both = choose_training(make_catalog({"bag": 8, "mug": 8}), SplitConfig())
+    alone = choose_splits(make_catalog({"bag": 8}), SplitConfig())
+    both = choose_splits(make_catalog({"bag": 8, "mug": 8}), SplitConfig())
     assert [concept for concept in both.training if concept.startswith("bag/")] == list(alone.training)
 
 
 def test_categories_choose_independently() -> None:
-    splits = choose_training(make_catalog({"bag": 8, "hat": 8, "mug": 8}), SplitConfig())
+    splits = choose_splits(make_catalog({"bag": 8, "hat": 8, "mug": 8}), SplitConfig())
     names = [tuple(c.split("/")[1] for c in splits.training if c.startswith(k)) for k in ("bag/", "hat/", "mug/")]
     assert len(set(names)) == 3
 
 
 def test_nothing_to_train_on_is_an_error_with_the_sizes() -> None:
     with pytest.raises(DataError, match=r"min_concepts = 4 concepts; found bag: 3, mug: 2"):
-        choose_training(make_catalog({"bag": 3, "mug": 2}), SplitConfig())
+        choose_splits(make_catalog({"bag": 3, "mug": 2}), SplitConfig())
 
 
 def test_seeds_differ() -> None:
     catalog = make_catalog({"bag": 10})
-    assert len({choose_training(catalog, SplitConfig(seed=seed)).training for seed in range(10)}) > 5
+    assert len({choose_splits(catalog, SplitConfig(seed=seed)).training for seed in range(10)}) > 5
 
 
 @given(
@@ -75,9 +75,9 @@ def test_splits_are_disjoint_and_complete(sizes: dict[str, int], frac: float, se
     catalog, config = make_catalog(sizes), SplitConfig(concept_frac=frac, seed=seed)
     if max(sizes.values()) < config.min_concepts:
         with pytest.raises(DataError):
-            choose_training(catalog, config)
+            choose_splits(catalog, config)
         return
-    splits = choose_training(catalog, config)
+    splits = choose_splits(catalog, config)
     assert sorted([*splits.training, *splits.held_out]) == [concept.id for concept in catalog.concepts]
     for category, size in sizes.items():
         held_out = [concept for concept in splits.held_out if concept.startswith(f"{category}/")]
