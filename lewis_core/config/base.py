@@ -51,5 +51,5 @@ class Runtime(FrozenConfig):
     """Tokens of one forward pass that scores or answers, each prompt counted once; ``None``: 16384 on a GPU, 8192 on a
     CPU. Halved and retried when memory runs out."""
     compile_layers: bool = False
-    """Compile norms and MLPs of the language model. On a GPU it takes about a minute at the start of each process, and
+    """Compile norms and MLPs of the model. On a GPU it takes about a minute at the start of each process, and
     pays in long ones; on a CPU it seldom does."""
