@@ -50,6 +50,9 @@ class Runtime(FrozenConfig):
     batch_tokens: int | None = Field(default=None, ge=64)
     """Tokens of one forward pass that scores or answers, each prompt counted once; ``None``: 16384 on a GPU, 8192 on a
     CPU. Halved and retried when memory runs out."""
+    vision_cache_mib: int = Field(default=2048, ge=0)
+    """Memory of the device for vision features of a model that answers: an image takes 2 bytes × visual tokens × width
+    of the language model in bfloat16 (7B, 1024 tokens: 7 MiB). Metrics show whether it suffices."""
     compile_layers: bool = False
     """Compile norms and MLPs of the model. On a GPU it takes about a minute at the start of each process, and
     pays in long ones; on a CPU it seldom does."""

@@ -46,6 +46,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images")
     parser.add_argument("--batch-size", type=int, default=64, help="completions that are written together")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one forward pass that scores or answers")
+    parser.add_argument("--vision-cache-mib", type=int, default=2048, help="memory for vision features of images")
     parser.add_argument("--compile-layers", action="store_true", help="compile norms and MLPs: pays in long runs")
     parser.add_argument("--max-waiting", type=int, default=128, help="requests that may wait; more get 503")
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
@@ -149,6 +150,7 @@ def _serve(args: argparse.Namespace, ref: ModelRef, token: str | None, listening
             torch_threads=args.threads,
             batch_size=args.batch_size,
             batch_tokens=args.batch_tokens,
+            vision_cache_mib=args.vision_cache_mib,
             compile_layers=args.compile_layers,
         )
         return open_model(ref, runtime, args.image_root)

@@ -178,7 +178,12 @@ def open_model(ref: ModelRef, runtime: Runtime, image_root: Path) -> VisionLangu
     from lewis_core.models.loading import load_model
 
     model, processor = load_model(ref, runtime)
-    options = EngineOptions(runtime.batch_size, runtime.batch_tokens, num_workers=runtime.num_workers)
+    options = EngineOptions(
+        batch_size=runtime.batch_size,
+        batch_tokens=runtime.batch_tokens,
+        num_workers=runtime.num_workers,
+        cache_bytes=runtime.vision_cache_mib << 20,
+    )
     return VisionLanguageModel(
         model, processor, prompt_set(ref.prompts), ImageFolder(image_root), engine=ref.engine, options=options
     )
