@@ -181,6 +181,9 @@ def test_each_image_goes_through_the_vision_tower_once(build, loaded):
         assert sum(seen) == 3
         model.score(games)
         assert sum(seen) == 3
+        cache = model.vision_cache()
+        assert (cache.entries, cache.misses, cache.hits, cache.evictions) == (3, 3, 3, 0)
+        assert build("plain").vision_cache() is None
         fresh = build(cache_bytes=1)
         fresh.score(games)
         fresh.score(games)

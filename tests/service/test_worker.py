@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lewis_core.errors import ListenerBusyError
 from lewis_core.listener.budget import estimate_tokens
@@ -131,6 +133,27 @@ def test_rows_are_counted_by_call() -> None:
     _, worker = served([job("abcde")])
     assert 'lewis_model_calls_total{kind="score"} 3' in worker.metrics.render()
     assert 'lewis_rows_total{kind="score"} 6' in worker.metrics.render()
+
+
+@given(
+    work=st.lists(
+        st.tuples(st.text("abc", min_size=1, max_size=9), st.sampled_from(["score", "choose"]), st.integers(1, 60)),
+        max_size=8,
+    ),
+    budget=st.integers(1, 100),
+)
+@settings(max_examples=40, deadline=None)
+def test_everybody_is_served_in_calls_within_the_budget(work: list[tuple[str, Any, int]], budget: int) -> None:
+    jobs = [job(items, kind, tokens) for items, kind, tokens in work]
+    calls, _ = served(jobs, budget)
+    assert [answers(one) for one in jobs] == ["".join(letter * 2 for letter in items) for items, *_ in work]
+    assert sorted("".join(calls)) == sorted("".join(items for items, *_ in work))
+    largest = max((tokens for *_, tokens in work), default=0)
+    least = min((tokens for *_, tokens in work), default=0)
+    for call in calls:
+        assert len(call) == 1 or least * len(call) <= max(budget, largest)
+    turns = sum(-(-len(items) // max(1, budget // tokens)) for items, _, tokens in work)
+    assert len(calls) <= turns  # at worst, each request has the calls that it would need alone
 
 
 def test_a_job_without_items_is_refused() -> None:
