@@ -4,6 +4,7 @@ The bytes of the result depend on the photos and settings only, not on the order
 workers or the process.
 """
 
+import json
 import logging
 import time
 from collections import Counter, defaultdict
@@ -17,6 +18,7 @@ from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_dup
 from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
 from lewis_core.data.layout import EXPECTED, Listing, Split, find_stamps, read_layout, read_tree
 from lewis_core.data.memory import FileMemory
+from lewis_core.data.overview import describe_catalog, draw_contact_sheet
 from lewis_core.data.vocabulary import category_word, word_in_name
 from lewis_core.errors import CatalogError
 from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, save_jsonl, save_record
@@ -41,8 +43,9 @@ def build_catalog(
     """Read a data root.
 
     Writes ``catalog.json``, ``quarantine.jsonl`` (path, reason), ``duplicates.jsonl`` (the same bytes),
-    ``near_duplicates.jsonl`` (the same look) and, when the data root has them, ``questions.jsonl`` (from
-    ``visual-qa.json`` or the data set's own file, if any of it can be used) and ``facts.json``.
+    ``near_duplicates.jsonl`` (the same look), ``statistics.json``, ``contact_sheet.jpg`` and, when the data root has
+    them, ``questions.jsonl`` (from ``visual-qa.json`` or the data set's own file, if any of it can be used) and
+    ``facts.json``.
 
     Args:
         fingerprint: State of the data root (:func:`~lewis_core.data.layout.scan_tree`); only identifies the stage.
@@ -88,6 +91,10 @@ def build_catalog(
     save_jsonl(output_dir / "quarantine.jsonl", set_aside)
     for name, found in duplicates.items():
         save_jsonl(output_dir / f"{name}.jsonl", found)
+    (output_dir / "statistics.json").write_text(
+        json.dumps(describe_catalog(catalog), indent=1) + "\n", encoding="utf-8"
+    )
+    draw_contact_sheet(catalog, data_root, runtime.num_workers).save(output_dir / "contact_sheet.jpg", quality=85)
     return {
         "layout": listing.layout.name,
         "layout_evidence": list(listing.evidence),

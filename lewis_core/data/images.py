@@ -37,7 +37,7 @@ _MAX_BYTES_PER_PIXEL = 8
 _FLOAT_MODES = frozenset({"F"})
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, struct.error, zlib.error)
 """What Pillow's decoders raise on damaged files."""
-_SMALLEST = (72, 64)
+_SMALLEST = (36, 32)
 """JPEG files are examined at no fewer pixels than this."""
 _TURNED, _SWAPPED = range(2, 9), range(5, 9)
 """EXIF orientations that turn or mirror an image; those that swap width and height."""
@@ -122,6 +122,22 @@ def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PI
         return _decode(image, _read(data_root, image, max_pixels), max_pixels, _upright_rgb)
     limit = max(max_pixels, image.width * image.height)
     return _decode(image.path, read_image_bytes(data_root, image), limit, _upright_rgb)
+
+
+def load_thumbnail(data_root: Path, image: ImageRecord, size: int) -> Image.Image:
+    """Load an image as RGB pixels, upright, at most ``size`` pixels wide and high.
+
+    Raises:
+        ImageError: If the file cannot be used, or is no longer the one that the record describes.
+    """
+
+    def shrink(opened: Image.Image) -> Image.Image:
+        opened.draft(None, (2 * size, 2 * size))
+        small = _upright_rgb(opened)
+        small.thumbnail((size, size), Image.Resampling.BICUBIC)
+        return small
+
+    return _decode(image.path, read_image_bytes(data_root, image), max(MAX_PIXELS, image.width * image.height), shrink)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

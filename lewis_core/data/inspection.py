@@ -1,23 +1,21 @@
 """Open every file of a data root, in parallel: usable images, and what is set aside with the reason."""
 
 import multiprocessing
-import os
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, Examined, examine_image
+from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, Examined
 from lewis_core.data.layout import FoundFile, Listing, SetAside
 from lewis_core.data.looks import Look
 from lewis_core.data.memory import FileMemory
-from lewis_core.errors import ImageError, QuarantineError
+from lewis_core.data.workers import Outcome, examine_chunk, prepare_worker
+from lewis_core.errors import QuarantineError
 from lewis_core.records import ImageRecord, save_jsonl
 from lewis_core.reporting import Reporter
 
@@ -42,10 +40,6 @@ class Inspected:
     """What each picture looks like, by digest."""
     num_read: int
     """Files that were opened; the others were remembered."""
-
-
-Outcome = tuple[str, Examined | str]
-"""Path of a file, and what is known of it or the reason why it cannot be used."""
 
 
 def inspect_files(
@@ -118,40 +112,14 @@ def _examine_all(paths: Sequence[str], root: Path, max_pixels: int, num_workers:
     """
     chunks = [(paths[start : start + _CHUNK], root, max_pixels) for start in range(0, len(paths), _CHUNK)]
     if num_workers == 1:
-        yield from map(_examine_chunk, chunks)
+        yield from map(examine_chunk, chunks)
     elif len(paths) < _WORTH_PROCESSES:
         with ThreadPoolExecutor(num_workers) as pool:
-            yield from pool.map(_examine_chunk, chunks)
+            yield from pool.map(examine_chunk, chunks)
     else:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent) as processes:
-            yield from processes.map(_examine_chunk, chunks)
-
-
-def _examine_chunk(chunk: tuple[Sequence[str], Path, int]) -> list[Outcome]:
-    """Open the files of a chunk."""
-    paths, root, max_pixels = chunk
-    return [(path, _examine_one(path, root, max_pixels)) for path in paths]
-
-
-def _examine_one(path: str, root: Path, max_pixels: int) -> Examined | str:
-    try:
-        return examine_image(root, path, max_pixels)
-    except ImageError as error:
-        return error.reason
-
-
-def _end_with_parent() -> None:
-    """In a worker process: end when the parent is gone, however it ended."""
-    warnings.filterwarnings("ignore", module="PIL")
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_and_end, args=(parent,), daemon=True).start()
-
-
-def _wait_and_end(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=prepare_worker) as processes:
+            yield from processes.map(examine_chunk, chunks)
 
 
 def _path(entry: SetAside) -> str:

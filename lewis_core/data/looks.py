@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 NEAR_BITS = 7
-NEAR_COLOUR = 3.0
+NEAR_COLOUR = 4.0
 MARGIN = 2
 """Brightness, of 255, by which a cell has to exceed its neighbour."""
 _MAX_PAIRS = 1 << 19

@@ -59,7 +59,8 @@ def test_catalog_of_a_clean_tree(root: Path) -> None:
         },
     }  # fmt: skip
     assert sorted(path.name for path in output.iterdir()) == [
-        "catalog.json", "duplicates.jsonl", "near_duplicates.jsonl", "quarantine.jsonl",
+        "catalog.json", "contact_sheet.jpg", "duplicates.jsonl", "near_duplicates.jsonl", "quarantine.jsonl",
+        "statistics.json",
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from lewis_core.artifacts import ArtifactStore
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data import images, inspection, memory
+from lewis_core.data import images, inspection, memory, workers
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.layout import scan_tree
 from lewis_core.errors import ImageError
@@ -44,7 +44,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return examine(root, path, max_pixels)
 
-    monkeypatch.setattr(inspection, "examine_image", note)
+    monkeypatch.setattr(workers, "examine_image", note)
     return paths
 
 
@@ -191,10 +191,10 @@ def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(inspection, "_CHUNK", 3)
     (root / "train/bag/b00/bad.jpg").write_bytes(b"")
     outputs = []
-    for workers in (1, 2):
-        output = root.with_name(f"workers{workers}")
+    for num_workers in (1, 2):
+        output = root.with_name(f"workers{num_workers}")
         output.mkdir()
-        config, runtime = CatalogConfig(max_quarantine_frac=0.1), Runtime(num_workers=workers)
+        config, runtime = CatalogConfig(max_quarantine_frac=0.1), Runtime(num_workers=num_workers)
         build_catalog("f", output, config, root, runtime, NullReporter())
         outputs.append({path.name: path.read_bytes() for path in output.iterdir()})
     assert outputs[0] == outputs[1]
