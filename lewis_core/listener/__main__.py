@@ -7,6 +7,7 @@ taken. The service listens on loopback unless told otherwise, and beyond loopbac
 import argparse
 import errno
 import ipaddress
+import json
 import logging
 import os
 import signal
@@ -37,6 +38,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, help="folder, hub id, pocket:<name>, or a ModelRef as JSON (text or a .json file)"
     )
+    parser.add_argument(
+        "--engine", choices=("shared_prefix", "plain"), help="how it runs, if not as --model says: plain is slow"
+    )
     parser.add_argument("--image-root", required=True, type=Path, help="folder that image references are relative to")
     parser.add_argument("--port", required=True, type=int, help="0 takes a free one, which is logged")
     parser.add_argument("--host", default="127.0.0.1")
@@ -53,8 +57,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_model_ref(text: str) -> ModelRef:
-    """Turn the ``--model`` argument into a reference.
+def read_model_ref(text: str, engine: str | None = None) -> ModelRef:
+    """Turn the ``--model`` argument into a reference, with another engine if one is given.
 
     Raises:
         ConfigError: If it is JSON, but not a model reference.
@@ -66,11 +70,13 @@ def read_model_ref(text: str) -> ModelRef:
         except OSError as error:
             raise ConfigError(f"{text} cannot be read: {error.strerror}") from error
     elif not text.lstrip().startswith("{"):
-        return ModelRef(path=text, prompts="concise" if text.startswith("pocket:") else "instruct")
+        prompts = "concise" if text.startswith("pocket:") else "instruct"
+        content = json.dumps({"path": text, "prompts": prompts})
     try:
-        return ModelRef.model_validate_json(content)
+        ref = ModelRef.model_validate_json(content)
     except ValueError as error:
         raise ConfigError(f"--model is not a model reference: {error}") from error
+    return ref.model_copy(update={"engine": engine}) if engine else ref
 
 
 def read_token(path: Path | None, host: str) -> str | None:
@@ -119,7 +125,7 @@ def main(arguments: Sequence[str]) -> int:
     for variable, value in WAITING.items():
         os.environ.setdefault(variable, value)
     try:
-        ref, token = read_model_ref(args.model), read_token(args.token_file, args.host)
+        ref, token = read_model_ref(args.model, args.engine), read_token(args.token_file, args.host)
         if not args.image_root.is_dir():
             raise ConfigError(f"the image root {args.image_root} is not a folder")
         listening = bind(args.host, args.port)

@@ -32,11 +32,17 @@ def test_a_service_s_command_line_carries_its_settings(tmp_path: Path) -> None:
         num_workers=3, torch_threads=5, batch_size=7, batch_tokens=4096, compile_layers=True, vision_cache_mib=8
     )
     arguments = parse_arguments(listener_command(ref, tmp_path, runtime, 9000)[3:])
-    assert read_model_ref(arguments.model) == ref
+    assert read_model_ref(arguments.model, arguments.engine) == ref
     assert (arguments.workers, arguments.threads, arguments.batch_size) == (3, 5, 7)
     assert (arguments.batch_tokens, arguments.compile_layers, arguments.vision_cache_mib) == (4096, True, 8)
     bare = parse_arguments(listener_command(ref, tmp_path, Runtime(), 9000)[3:])
     assert (bare.batch_tokens, bare.threads, bare.compile_layers) == (None, None, False)
+
+
+def test_models_are_named_or_described() -> None:
+    assert read_model_ref("pocket:base") == ModelRef(path="pocket:base", prompts="concise")
+    assert read_model_ref("some/hub-id", "plain") == ModelRef(path="some/hub-id", engine="plain")
+    assert read_model_ref('{"path": "x", "engine": "plain"}', "shared_prefix") == ModelRef(path="x")
 
 
 def test_it_starts_when_first_needed_and_is_ready_then(tmp_path: Path) -> None:
