@@ -10,8 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lewis_core.errors import ConfigError, LewisError
+
+if TYPE_CHECKING:
+    from lewis_core.config.pipeline import RunSettings
 
 FLOWS = {
     "full-pipeline": "everything: photos, training, evaluation, report",
@@ -19,6 +23,7 @@ FLOWS = {
     "train-speaker": "prepare the data and train the speaker",
     "describe": "describe held-out concepts with every speaker there is",
     "evaluate": "evaluate every speaker there is and build the report",
+    "process-descriptions": "find state and location in a file of descriptions, and take them out",
     "build-pocket": "make the embedded pocket models from scratch",
 }
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
@@ -26,7 +31,7 @@ EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    lines = "\n".join(f"  {name:<15}{text}" for name, text in FLOWS.items())
+    lines = "\n".join(f"  {name:<22}{text}" for name, text in FLOWS.items())
     parser = argparse.ArgumentParser(
         prog="python -m flows",
         description=f"Run a flow.\n\n{lines}",
@@ -62,9 +67,10 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
 
         built: dict[str, object] = build_pocket(load_pocket_settings(settings, overrides))
         return built
-    from flows.settings import load_settings
+    from flows.settings import load_processing_settings, load_settings
 
-    config = load_settings(settings, overrides)
+    load = load_processing_settings if name == "process-descriptions" else load_settings
+    config: RunSettings = load(settings, overrides)
     from tasks.prefect_server import ensure_prefect_server
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")

@@ -4,15 +4,17 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
-from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.config.pipeline import PipelineConfig, ProcessDescriptionsConfig, RunSettings
 from lewis_core.errors import ConfigError, ModelError
 from lewis_core.models.files import adapter_folder, encoder_folder, resolve_model_path
+
+SettingsT = TypeVar("SettingsT", bound=RunSettings)
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -28,6 +30,33 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
     Raises:
         ConfigError: If the file, the photos or a model is missing, a key is unknown or a value impossible.
     """
+    config = validate(read_values(path, overrides))
+    check_folders(config)
+    return config
+
+
+def load_processing_settings(path: Path, overrides: Sequence[str] = ()) -> ProcessDescriptionsConfig:
+    """Read a settings file of the flow ``process-descriptions``.
+
+    Raises:
+        ConfigError: If the file, the descriptions or the model is missing, a key is unknown or a value impossible.
+    """
+    config = validate_as(ProcessDescriptionsConfig, read_values(path, overrides))
+    if not config.processing.file.expanduser().is_file():
+        raise ConfigError(
+            f"processing.file: there is no file {config.processing.file}; set it to a file of descriptions, e.g. "
+            "--set processing.file=descriptions_base.json"
+        )
+    check_models(config)
+    return config
+
+
+def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """Read a TOML file and apply overrides.
+
+    Raises:
+        ConfigError: If the file is missing or not TOML, or an override cannot be applied.
+    """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -36,9 +65,7 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
     for override in overrides:
         apply_override(values, override)
-    config = validate(values)
-    check_folders(config)
-    return config
+    return values
 
 
 def check_folders(config: PipelineConfig) -> None:
@@ -49,6 +76,19 @@ def check_folders(config: PipelineConfig) -> None:
     """
     if isinstance(config.source, FolderSource) and not config.source.root.expanduser().is_dir():
         raise ConfigError(f"source.root: there is no folder {config.source.root}; set it to the folder of your photos")
+    check_models(config)
+    try:
+        encoder_folder(config.encoder)
+    except ModelError as error:
+        raise ConfigError(f"encoder.model: {error}") from error
+
+
+def check_models(config: RunSettings) -> None:
+    """Check that the models and adapters on this machine are there.
+
+    Raises:
+        ConfigError: Naming the setting whose folder is missing.
+    """
     for name, ref in iter_models(config):
         try:
             path = resolve_model_path(ref.path)
@@ -58,10 +98,6 @@ def check_folders(config: PipelineConfig) -> None:
             raise ConfigError(f"{name}.path: there is no model folder {ref.path}")
         if (adapter := adapter_folder(ref)) and not adapter.is_dir():
             raise ConfigError(f"{name}.adapter: there is no adapter folder {ref.adapter}")
-    try:
-        encoder_folder(config.encoder)
-    except ModelError as error:
-        raise ConfigError(f"encoder.model: {error}") from error
 
 
 def iter_models(value: object, name: str = "") -> Iterator[tuple[str, ModelRef]]:
@@ -103,35 +139,44 @@ def parse_value(text: str) -> object:
 
 
 def validate(values: Mapping[str, Any]) -> PipelineConfig:
+    """Build the settings of the pipeline; see :func:`validate_as`."""
+    return validate_as(PipelineConfig, values)
+
+
+def validate_as(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     """Build the settings.
+
+    Args:
+        kind: The settings of which flow.
+        values: As read from a file.
 
     Raises:
         ConfigError: Naming every wrong key in full, with a suggestion where one is near.
     """
     try:
-        return PipelineConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        problems = [explain(problem["loc"], problem) for problem in error.errors()]
+        problems = [explain(problem["loc"], problem, kind) for problem in error.errors()]
         raise ConfigError("; ".join(problems)) from error
 
 
-def explain(location: Sequence[int | str], problem: Mapping[str, Any]) -> str:
+def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: type[BaseModel] = PipelineConfig) -> str:
     """One problem as a sentence."""
     keys = [str(key) for key in location]
     if keys[:1] == ["source"] and keys[1:2] in (["folder"], ["pocket"]):
         del keys[1]  # pydantic names the chosen kind of source between its keys
     name = ".".join(keys)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(keys[-1], known_keys(location[:-1]), n=1)
+        near = difflib.get_close_matches(keys[-1], known_keys(location[:-1], kind), n=1)
         return f"unknown setting {name}" + (f"; did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else "")
     if problem["type"] == "missing":
         return f"setting {name} is missing"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}"
 
 
-def known_keys(location: Sequence[int | str]) -> list[str]:
+def known_keys(location: Sequence[int | str], kind: type[BaseModel] = PipelineConfig) -> list[str]:
     """Names of the settings in a section."""
-    models: list[type[BaseModel]] = [PipelineConfig]
+    models: list[type[BaseModel]] = [kind]
     for key in location:
         if isinstance(key, int):
             continue

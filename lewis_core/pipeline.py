@@ -31,6 +31,9 @@ EVALUATE_RECOGNITION = Stage(
 EVALUATE_VQA = Stage("evaluate-vqa", "lewis_core.evaluation.vqa:evaluate_vqa", isolated=True, asks=SERVICE)
 EVALUATE_DESCRIPTIONS = Stage("evaluate-descriptions", "lewis_core.evaluation.descriptions:evaluate_descriptions")
 COMPARE_SPEAKERS = Stage("compare-speakers", "lewis_core.evaluation.compare:compare_speakers")
+IMPORT_DESCRIPTIONS = Stage("import-descriptions", "lewis_core.descriptions.formats:import_descriptions")
+JUDGE_DESCRIPTIONS = Stage("judge-descriptions", "lewis_core.descriptions.judge:judge_descriptions", isolated=True)
+REFINE_DESCRIPTIONS = Stage("refine-descriptions", "lewis_core.descriptions.refine:refine_descriptions", isolated=True)
 BUILD_REPORT = Stage("build-report", "lewis_core.report.build:build_report", isolated=True)
 
 STAGES = {
@@ -52,6 +55,9 @@ STAGES = {
         EVALUATE_VQA,
         EVALUATE_DESCRIPTIONS,
         COMPARE_SPEAKERS,
+        IMPORT_DESCRIPTIONS,
+        JUDGE_DESCRIPTIONS,
+        REFINE_DESCRIPTIONS,
         BUILD_REPORT,
     )
 }

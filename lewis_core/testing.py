@@ -255,11 +255,49 @@ def _tiny_vision(family: str, hidden_size: int) -> dict[str, Any]:
     return wide | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
 
 
-def _tiny_processor(family: str) -> Any:
-    """A byte-level processor made without a download."""
-    import transformers
+def write_tiny_language_model(folder: Path, seed: int = 0, hidden_size: int = 64) -> Path:
+    """Write a random Qwen3 language model that loads like a real one; its words mean nothing.
+
+    Args:
+        folder: Folder to fill with config, weights (safetensors), tokenizer and chat template.
+        seed: Seed of the weights.
+        hidden_size: Width, a multiple of 32.
+
+    Returns:
+        The folder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    tokenizer = _tiny_tokenizer()
+    config = AutoConfig.for_model(
+        "qwen3",
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=hidden_size // 16,
+        num_key_value_heads=hidden_size // 32,
+        head_dim=16,
+        max_position_embeddings=8192,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = loader.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tiny_tokenizer() -> Any:
+    """A byte-level tokenizer made without a download."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessor
+    from transformers import PreTrainedTokenizerFast
 
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in _MERGES)]
     tokenizer = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, list(_MERGES)))
@@ -267,15 +305,22 @@ def _tiny_processor(family: str) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
+
+
+def _tiny_processor(family: str) -> Any:
+    """A byte-level processor made without a download."""
+    import transformers
+    from transformers import Qwen2VLImageProcessor
+
     stem = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
     processor_class: Any = getattr(transformers, f"{stem}Processor")
     video_stem = "Qwen3VL" if family == "qwen3_vl" else "Qwen2VL"
     return processor_class(
         image_processor=Qwen2VLImageProcessor(patch_size=14, min_pixels=28 * 28, max_pixels=56 * 56),
-        tokenizer=fast,
+        tokenizer=_tiny_tokenizer(),
         video_processor=getattr(transformers, f"{video_stem}VideoProcessor")(patch_size=14),
         chat_template=_CHAT_TEMPLATE,
     )

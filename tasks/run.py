@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Generic, cast
 
 from prefect import Task
 from prefect import runtime as prefect_runtime
 from prefect.futures import PrefectFuture
+from typing_extensions import TypeVar
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore, digest_json
 from lewis_core.config.base import FrozenConfig, ModelRef, Runtime
-from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.config.pipeline import PipelineConfig, RunSettings
 from lewis_core.errors import ConfigError
 from lewis_core.models.files import model_identity
 from lewis_core.stages import Stage, find_result, stage_key
@@ -25,9 +26,11 @@ from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker
 
 logger = logging.getLogger(__name__)
+ConfigT = TypeVar("ConfigT", bound=RunSettings, default=PipelineConfig)
+"""Settings of a flow."""
 
 
-class PipelineRun:
+class PipelineRun(Generic[ConfigT]):
     """What the steps of a flow share.
 
     Args:
@@ -35,7 +38,7 @@ class PipelineRun:
         tracker: MLflow.
     """
 
-    def __init__(self, config: PipelineConfig, tracker: Tracker) -> None:
+    def __init__(self, config: ConfigT, tracker: Tracker) -> None:
         self.config, self.tracker = config, tracker
         work_dir = config.run.work_dir.absolute()
         self.store = ArtifactStore(work_dir / "store")
@@ -183,7 +186,7 @@ def decide_precision(settings: FrozenConfig, runtime: Runtime) -> FrozenConfig:
 
 
 @contextlib.contextmanager
-def pipeline_run(config: PipelineConfig, flow: str) -> Iterator[PipelineRun]:
+def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     """Open a run for the body of a flow; whatever ends the body ends every process and closes the MLflow run.
 
     Args:
@@ -194,7 +197,7 @@ def pipeline_run(config: PipelineConfig, flow: str) -> Iterator[PipelineRun]:
         The run.
     """
     arrange_logs()
-    config = cast(PipelineConfig, decide_precision(config, config.run.runtime))
+    config = cast(ConfigT, decide_precision(config, config.run.runtime))
     work_dir = config.run.work_dir.absolute()
     tags = {
         "lewis.flow": flow,
@@ -217,7 +220,7 @@ def pipeline_run(config: PipelineConfig, flow: str) -> Iterator[PipelineRun]:
         close(run, status)
 
 
-def close(run: PipelineRun, status: str) -> None:
+def close(run: PipelineRun[ConfigT], status: str) -> None:
     """Record what was computed and what was there already, and end the MLflow run."""
     parent = run.tracker.parent()
     parent.tags({f"cached.{number:02d}": name for number, name in enumerate(run.cached)})

@@ -40,7 +40,10 @@ if TYPE_CHECKING:
     from tasks.run import PipelineRun
     from tasks.tracking import StageTracker
 
-USES_A_GPU = ("embed-images", "train-speaker", "describe-concepts", "index-database")
+USES_A_GPU = (
+    *("embed-images", "train-speaker", "describe-concepts", "index-database", "judge-descriptions"),
+    "refine-descriptions",
+)
 RETRY_DELAYS_S = [2.0, 10.0, 30.0]
 
 
@@ -48,7 +51,7 @@ RETRY_DELAYS_S = [2.0, 10.0, 30.0]
 class StageCall:
     """What a stage's task needs beside the arguments that identify the stage."""
 
-    run: "PipelineRun"
+    run: "PipelineRun[Any]"
     label: str = ""
     """What tells it from other calls of the same stage, e.g. a category or a speaker."""
     service: ModelService | None = None
@@ -182,7 +185,11 @@ def track_result(
 
 
 def run_isolated(
-    stage: Stage, arguments: Mapping[str, object], values: Mapping[str, object], run: "PipelineRun", events: StageEvents
+    stage: Stage,
+    arguments: Mapping[str, object],
+    values: Mapping[str, object],
+    run: "PipelineRun[Any]",
+    events: StageEvents,
 ) -> ArtifactRef:
     """Run a stage in a guarded child process.
 

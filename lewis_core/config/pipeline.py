@@ -15,6 +15,7 @@ from lewis_core.config.data import (
     SplitConfig,
 )
 from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, ReportConfig
+from lewis_core.config.processing import ProcessingConfig
 from lewis_core.config.training import TrainSpeakerConfig
 
 
@@ -57,11 +58,23 @@ class RunConfig(FrozenConfig):
         return names
 
 
-class PipelineConfig(FrozenConfig):
-    """Everything about a run, from photos to report."""
+class RunSettings(FrozenConfig):
+    """What the settings of every flow have in common."""
 
     run: RunConfig = RunConfig()
     """Files and processes."""
+
+
+class ProcessDescriptionsConfig(RunSettings):
+    """Everything about a run that judges and refines a file of descriptions."""
+
+    processing: ProcessingConfig
+    """The file, and what is done with it."""
+
+
+class PipelineConfig(RunSettings):
+    """Everything about a run, from photos to report."""
+
     source: SourceConfig
     """The photos."""
     catalog: CatalogConfig = CatalogConfig()
