@@ -39,6 +39,9 @@ class CatalogConfig(FrozenConfig):
 
     layout: LayoutName | Literal["auto"] = "auto"
     """How the photos' folders are arranged; ``auto`` finds out and says why."""
+    listing: str | None = None
+    """Name of a file in the data root, in the reference's catalog format, that says which image is whose and in which
+    split; the folders' arrangement then says nothing."""
     flat_category: Literal["all", "word"] = "all"
     """Data sets without categories: put all concepts into one called ``all``, as the published protocols do, or make a
     category of each word for a kind, e.g. ``person`` and ``building``."""

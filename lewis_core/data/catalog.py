@@ -15,10 +15,13 @@ from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.companions import write_companions
 from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_duplicates, set_aside_shared
+from lewis_core.data.exchange.catalogs import read_listing
 from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
+from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import EXPECTED, Listing, Split, find_stamps, read_layout, read_tree
 from lewis_core.data.memory import FileMemory
 from lewis_core.data.overview import describe_catalog, draw_contact_sheet
+from lewis_core.data.tree import Folder
 from lewis_core.data.vocabulary import category_word, word_in_name
 from lewis_core.errors import CatalogError
 from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, save_jsonl, save_record
@@ -67,7 +70,9 @@ def build_catalog(
     """
     del fingerprint
     listed_ns, tree = time.time_ns(), read_tree(data_root)
-    listing = read_layout(tree, config.layout)
+    listing = (
+        read_layout(tree, config.layout) if config.listing is None else _read_listing(tree, data_root, config.listing)
+    )
     _check_listing(listing, data_root, config)
     if cache_dir is None:
         inspected = inspect_files(listing, data_root, config, runtime, reporter)
@@ -104,6 +109,17 @@ def build_catalog(
         **{key: count for name, found in duplicates.items() for key, count in _count_duplicates(name, found).items()},
         **questions,
     }
+
+
+def _read_listing(tree: Folder, data_root: Path, name: str) -> Listing:
+    """Read the data root by a catalog file in it.
+
+    Raises:
+        CatalogError: If the file is missing or malformed.
+    """
+    if tree.file(name) is None:
+        raise CatalogError(f"catalog.listing: {data_root} holds no file {name!r}")
+    return read_listing(load_json_object(data_root / name), name, tree)
 
 
 def _check_listing(listing: Listing, data_root: Path, config: CatalogConfig) -> None:

@@ -1,12 +1,10 @@
 """Files that come with photos: questions about them, and what is true of them."""
 
-import json
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import Listing, SetAside
 from lewis_core.data.questions import read_questions
 from lewis_core.errors import CatalogError
@@ -14,35 +12,6 @@ from lewis_core.records import Catalog, JsonObject, save_jsonl
 
 logger = logging.getLogger(__name__)
 FACTS_FILE = "facts.json"
-_SHOWN = 40
-"""Characters of a malformed file shown on either side of the mistake."""
-
-
-def load_json_object(path: Path) -> Mapping[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        CatalogError: If it cannot be read, is not JSON (names line and column, and shows the place), or holds
-            something else.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CatalogError(f"{path} is not a JSON file: byte {error.start} is not UTF-8; save it as UTF-8") from error
-    except OSError as error:
-        raise CatalogError(f"{path} cannot be read: {error.strerror or error}") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        around = text[max(0, error.pos - _SHOWN) : error.pos + _SHOWN].replace("\n", " ")
-        raise CatalogError(
-            f"{path} is not a JSON file: line {error.lineno}, column {error.colno}: {error.msg}, near: {around!r}"
-        ) from error
-    except RecursionError as error:
-        raise CatalogError(f"{path} is not a JSON file of this kind: nested too deeply") from error
-    if not isinstance(content, dict):
-        raise CatalogError(f"{path}: expected a JSON object, found a {type(content).__name__}")
-    return content
 
 
 def write_companions(

@@ -11,7 +11,7 @@ import pytest
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.catalog import build_catalog
-from lewis_core.data.companions import load_json_object
+from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import SetAside, list_data_root
 from lewis_core.errors import CatalogError, QuarantineError
 from lewis_core.records import JsonObject, VqaItem, load_jsonl
