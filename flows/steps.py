@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from prefect.futures import PrefectFuture
 
 from lewis_core import pipeline
-from lewis_core.artifacts import ArtifactRef
+from lewis_core.artifacts import ArtifactRef, digest_file
 from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
 from lewis_core.config.evaluation import SpeakerRef, VqaConfig
 from lewis_core.data.layout import scan_tree
+from lewis_core.errors import CatalogError
 from lewis_core.evaluation.vqa import QUESTIONS, usable_items
 from lewis_core.models.files import model_identity
 from lewis_core.records import Catalog, Database, Splits, VqaItem, load_jsonl, load_record
@@ -70,6 +71,14 @@ def read_photos(run: PipelineRun) -> Photos:
 def build_training_data(run: PipelineRun, photos: Photos) -> ArtifactRef:
     """Look-alikes of every training category → games → the data set that the speaker trains on."""
     config = run.config
+    games = build_games(run, photos) if config.games.retrieval_list is None else import_games(run, photos)
+    prompts = config.training.model.prompts
+    return run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=config.dataset)
+
+
+def build_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+    """Look-alikes of every training category → games."""
+    config = run.config
     candidates = run.map(
         pipeline.MINE_DISTRACTORS,
         over="category",
@@ -79,9 +88,25 @@ def build_training_data(run: PipelineRun, photos: Photos) -> ArtifactRef:
         embeddings=photos.embeddings,
         config=config.mining,
     )
-    games = run.stage(pipeline.BUILD_GAMES, candidates=candidates, config=config.games)
-    prompts = config.training.model.prompts
-    return run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=config.dataset)
+    return run.stage(pipeline.BUILD_GAMES, candidates=candidates, config=config.games)
+
+
+def import_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+    """Games of another experiment, from a file in the photos' folder.
+
+    Raises:
+        CatalogError: If the file is missing.
+    """
+    name = run.config.games.retrieval_list
+    if run.data_root is None or name is None or not (run.data_root / name).is_file():
+        raise CatalogError(f"games.retrieval_list: {run.data_root} holds no file {name!r}")
+    return run.stage(
+        pipeline.IMPORT_GAMES,
+        catalog=photos.catalog,
+        splits=photos.splits,
+        fingerprint=digest_file(run.data_root / name),
+        config=run.config.games,
+    )
 
 
 def training_categories(photos: Photos) -> list[str]:

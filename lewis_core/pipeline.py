@@ -14,6 +14,7 @@ SPLIT_CONCEPTS = Stage("split-concepts", "lewis_core.data.splits:split_concepts"
 EMBED_IMAGES = Stage("embed-images", "lewis_core.retrieval.embedding:embed_images", isolated=True)
 MINE_DISTRACTORS = Stage("mine-distractors", "lewis_core.retrieval.mining:mine_distractors")
 BUILD_GAMES = Stage("build-games", "lewis_core.data.games:build_games")
+IMPORT_GAMES = Stage("import-games", "lewis_core.data.exchange.games:import_games")
 BUILD_DATASET = Stage("build-dataset", "lewis_core.data.datasets:build_dataset", isolated=True)
 TRAIN_SPEAKER = Stage("train-speaker", "lewis_core.training.speaker:train_speaker", isolated=True, asks=SERVICE)
 DESCRIBE_CONCEPTS = Stage("describe-concepts", "lewis_core.descriptions.generate:describe_concepts", isolated=True)
@@ -45,6 +46,7 @@ STAGES = {
         EMBED_IMAGES,
         MINE_DISTRACTORS,
         BUILD_GAMES,
+        IMPORT_GAMES,
         BUILD_DATASET,
         TRAIN_SPEAKER,
         DESCRIBE_CONCEPTS,

@@ -117,6 +117,9 @@ class MiningConfig(FrozenConfig):
 class GamesConfig(FrozenConfig):
     """How many games are built, and how wide they are."""
 
+    retrieval_list: str | None = None
+    """Name of a file in the data root, in the reference's format of retrieval lists: its games are played, and none are
+    mined; the other settings here but ``max_degenerate_frac`` say nothing then."""
     num_candidates: int = Field(default=3, ge=2, le=64)
     """K: the target and K - 1 distractors."""
     games_per_concept: int | None = Field(default=None, ge=1)

@@ -4,69 +4,19 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
-from lewis_core.config.base import Runtime
-from lewis_core.config.data import CatalogConfig, DatasetConfig, GamesConfig, MiningConfig, SplitConfig
+from lewis_core.config.data import DatasetConfig, MiningConfig
 from lewis_core.data.images import load_rgb
-from lewis_core.data.layout import scan_tree
+from lewis_core.data.testing import embed_by_name, run_chain
 from lewis_core.errors import ConfigError, DataError, ImageError
-from lewis_core.pipeline import BUILD_CATALOG, BUILD_DATASET, BUILD_GAMES, MINE_DISTRACTORS, SPLIT_CONCEPTS
-from lewis_core.records import Catalog, Game, Splits, load_jsonl, load_record
-from lewis_core.retrieval.embedding import distinct_images
-from lewis_core.retrieval.vectors import save_vectors
-from lewis_core.seeding import stable_rng
+from lewis_core.pipeline import BUILD_DATASET, MINE_DISTRACTORS
+from lewis_core.records import Game, Splits, load_jsonl, load_record
 from lewis_core.stages import run_stage
 from lewis_core.testing import write_photo_tree
-
-
-def embed_by_name(store: ArtifactStore, catalog: ArtifactRef) -> ArtifactRef:
-    """Publish embeddings that depend on the pictures' digests only."""
-    import numpy as np
-
-    images = distinct_images(load_record(catalog.file("catalog.json"), Catalog))
-    matrix = np.stack([stable_rng(0, image.sha256).normal(size=8) for image in images])
-    matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
-    with store.building("embed-images", "fake") as folder:
-        names = [image.sha256 for image in images]
-        save_vectors(folder / "embeddings.safetensors", folder / "images.json", matrix, names)
-        return store.publish(folder, "embed-images", "fake", {}, "", {}, {})
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Every artifact of one pass."""
-
-    catalog: ArtifactRef
-    splits: ArtifactRef
-    candidates: tuple[ArtifactRef, ...]
-    games: ArtifactRef
-    dataset: ArtifactRef
-
-    @property
-    def all(self) -> list[ArtifactRef]:
-        """In the order of the stages."""
-        return [self.catalog, self.splits, *self.candidates, self.games, self.dataset]
-
-
-def run_chain(root: Path, store_root: Path, num_workers: int = 2, **dataset: bool) -> Chain:
-    store = ArtifactStore(store_root)
-    runtime = {"data_root": root, "runtime": Runtime(num_workers=num_workers)}
-    catalog = run_stage(BUILD_CATALOG, store, {"fingerprint": scan_tree(root), "config": CatalogConfig()}, runtime)
-    splits = run_stage(SPLIT_CONCEPTS, store, {"catalog": catalog, "config": SplitConfig()})
-    inputs = {"catalog": catalog, "splits": splits, "embeddings": embed_by_name(store, catalog)}
-    candidates = tuple(
-        run_stage(MINE_DISTRACTORS, store, {**inputs, "category": category, "config": MiningConfig()})
-        for category in load_record(catalog.file("catalog.json"), Catalog).categories
-    )
-    config = GamesConfig(num_candidates=3, games_per_concept=5)
-    games = run_stage(BUILD_GAMES, store, {"candidates": list(candidates), "config": config})
-    arguments = {"games": games, "prompts": "concise", "config": DatasetConfig(**dataset)}
-    return Chain(catalog, splits, candidates, games, run_stage(BUILD_DATASET, store, arguments, runtime))
 
 
 @pytest.fixture
@@ -193,13 +143,10 @@ def test_a_change_of_one_photo_goes_through(root: Path, tmp_path: Path) -> None:
 
 
 CHAIN = """
-import importlib.util, sys
+import sys
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("chain", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-sys.modules["chain"] = module
-spec.loader.exec_module(module)
-chain = module.run_chain(Path(sys.argv[2]), Path(sys.argv[3]), num_workers=int(sys.argv[4]))
+from lewis_core.data.testing import run_chain
+chain = run_chain(Path(sys.argv[1]), Path(sys.argv[2]), num_workers=int(sys.argv[3]))
 print([(ref.kind, ref.key, ref.digest) for ref in chain.all])
 """
 
@@ -207,7 +154,7 @@ print([(ref.kind, ref.key, ref.digest) for ref in chain.all])
 def test_another_process_makes_the_same_bytes(root: Path, tmp_path: Path) -> None:
     here = [(ref.kind, ref.key, ref.digest) for ref in run_chain(root, tmp_path / "here").all]
     other_salt = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    command = [sys.executable, "-c", CHAIN, __file__, str(root), str(tmp_path / "there"), "5"]
+    command = [sys.executable, "-c", CHAIN, str(root), str(tmp_path / "there"), "5"]
     environment = {**os.environ, "PYTHONHASHSEED": other_salt}
     there = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     assert there == f"{here}\n"

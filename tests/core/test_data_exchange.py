@@ -3,17 +3,19 @@
 import json
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows import steps
 from lewis_core.artifacts import ArtifactStore
 from lewis_core.config.base import Runtime
-from lewis_core.config.data import CatalogConfig, SplitConfig
+from lewis_core.config.data import CatalogConfig, GamesConfig, SplitConfig
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.exchange.__main__ import main
 from lewis_core.data.exchange.catalogs import export_catalog, iter_entries
-from lewis_core.data.exchange.games import export_retrieval, import_retrieval
+from lewis_core.data.exchange.games import export_retrieval, import_games, import_retrieval
 from lewis_core.data.exchange.paths import PathFinder
 from lewis_core.data.exchange.splits import export_splits, import_splits, merge_splits, parse_concept_list
 from lewis_core.data.layout import SetAside
@@ -23,7 +25,7 @@ from lewis_core.pipeline import BUILD_CATALOG, SPLIT_CONCEPTS
 from lewis_core.records import Catalog, Concept, Game, ImageRecord, JsonObject, Splits, load_jsonl, load_record
 from lewis_core.reporting import NullReporter
 from lewis_core.stages import run_stage
-from lewis_core.testing import write_image, write_photo_tree
+from lewis_core.testing import publish_files, write_image, write_photo_tree
 
 
 def build(root: Path, config: CatalogConfig = CatalogConfig()) -> tuple[JsonObject, Catalog, Path]:
@@ -252,6 +254,50 @@ def test_rows_that_cannot_be_played_are_named(catalog: Catalog, wrong: Any, reas
     assert len(games) == 1
     assert refused.path == "row 1"
     assert reason.replace("alx:0", "alx:1") in refused.reason
+
+
+def import_from(tmp_path: Path, catalog: Catalog, rows: object, **settings: Any) -> tuple[JsonObject, Path]:
+    files = {"catalog.json": catalog.model_dump_json()}
+    splits = Splits(training=("bag/alx", "bag/ash", "bag/bkq"), held_out=("mug/fse",))
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    summary = import_games(
+        publish_files(tmp_path / "store", "build-catalog", files),
+        publish_files(tmp_path / "store", "split-concepts", {"splits.json": splits.model_dump_json()}),
+        "f",
+        tmp_path,
+        GamesConfig(retrieval_list="list.json", **settings),
+        tmp_path,
+    )
+    return summary, tmp_path
+
+
+def test_an_experiment_s_games_are_played_in_place_of_our_own(catalog: Catalog, tmp_path: Path) -> None:
+    held_out = row(ret_paths=["train_/mug/fse/1.jpg", "train_/bag/alx/2.jpg"])
+    rows = [row(), row(label=0), row(query_path="train_/bag/ash/2.jpg", label=0), held_out]
+    summary, folder = import_from(tmp_path, catalog, rows, max_degenerate_frac=0.5)
+    games = load_jsonl(folder / "games.jsonl", Game)
+    assert [(game.concept, game.target_index) for game in games] == [("bag/alx", 1), ("bag/ash", 0)]
+    assert [(entry.path, entry.reason) for entry in load_jsonl(folder / "refused.jsonl", SetAside)] == [
+        ("row 1", "game bag/alx:1: the target shows bag/ash, not bag/alx"),
+        ("bag/alx:1", "shows concepts that are not trained on"),
+    ]
+    assert (summary["games"], summary["queries"], summary["degenerate_queries"]) == (2, 4, 2)
+    assert summary["target_positions"] == [1, 1]
+
+
+def test_too_many_games_that_cannot_be_played_stop_the_run(catalog: Catalog, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"2 of 3 games in .*list\.json cannot be played \(the target shows .*: 2\)"):
+        import_from(tmp_path, catalog, [row(), row(label=0), row(label=2)])
+    with pytest.raises(CatalogError, match="expected a list of games, found a dict"):
+        import_from(tmp_path, catalog, {})
+    assert not (tmp_path / "games.jsonl").exists()
+
+
+def test_the_flow_s_step_names_a_missing_list(tmp_path: Path) -> None:
+    games = GamesConfig(retrieval_list="none.json")
+    run = SimpleNamespace(config=SimpleNamespace(games=games), data_root=tmp_path)
+    with pytest.raises(CatalogError, match=r"games\.retrieval_list: .* holds no file 'none\.json'"):
+        steps.import_games(run, None)  # type: ignore[arg-type]
 
 
 def test_the_command_line_takes_over_an_experiment(

@@ -1,19 +1,21 @@
 """Published data sets are read as they lie on disk: each fixture mimics one, name by name."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lewis_core.config.base import Runtime
-from lewis_core.config.data import CatalogConfig, SplitConfig
+from lewis_core.config.data import CatalogConfig, GamesConfig, SplitConfig
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.layout import SetAside
 from lewis_core.data.splits import choose_splits
+from lewis_core.data.testing import run_chain
 from lewis_core.data.vocabulary import DREAMBOOTH_WORDS, MYVLM_WORDS, PERVA_CATEGORIES, YOLLAVA_WORDS
 from lewis_core.errors import CatalogError
-from lewis_core.records import Catalog, JsonObject, VqaItem, load_jsonl, load_record
+from lewis_core.records import Catalog, Game, JsonObject, Splits, VqaItem, load_jsonl, load_record
 from lewis_core.reporting import NullReporter
 from lewis_core.seeding import stable_seed
 from lewis_core.testing import write_image
@@ -185,6 +187,43 @@ def test_a_data_set_is_recognised_and_read(
     assert summary["quarantined"] == 0
     splits = choose_splits(catalog, SplitConfig(min_concepts=2))
     assert splits.training and splits.held_out
+
+
+@pytest.mark.parametrize(
+    ("make", "train_images"),
+    [
+        pytest.param(write_perva, None, id="perva"),
+        pytest.param(write_yollava, None, id="yollava"),
+        pytest.param(write_myvlm, 2, id="myvlm"),
+        pytest.param(write_dreambooth, 2, id="dreambooth"),
+        pytest.param(write_this_is_my, None, id="this-is-my"),
+        pytest.param(write_flat, None, id="flat"),
+    ],
+)
+def test_every_data_set_becomes_training_rows(
+    tmp_path: Path, make: Callable[[Path], None], train_images: int | None
+) -> None:
+    make(tmp_path / "root")
+    write(tmp_path / "root", *more_concepts(tmp_path / "root"))
+    chain = run_chain(
+        tmp_path / "root",
+        tmp_path / "store",
+        catalog_config=CatalogConfig(train_images=train_images),
+        split_config=SplitConfig(min_concepts=2, concept_frac=0.6),
+        games_config=GamesConfig(num_candidates=2),
+    )
+    training = set(load_record(chain.splits.file("splits.json"), Splits).training)
+    games = load_jsonl(chain.games.file("games.jsonl"), Game)
+    assert {game.concept for game in games} == training
+    assert chain.dataset.summary["rows"] == len(games) > 0
+    assert chain.splits.summary["shared_pictures"] == 0
+
+
+def more_concepts(root: Path) -> list[str]:
+    """Places of photos of one more concept beside each one that there is."""
+    found = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.suffix in {".jpg", ".png"})
+    negatives = ("laion", "negative_example", "Negative (Other)")
+    return [re.sub(r"([^/]+)/([^/]+)$", r"\1 2/\2", path) for path in found if not any(n in path for n in negatives)]
 
 
 def test_perva_negatives_belong_to_their_concept(tmp_path: Path) -> None:

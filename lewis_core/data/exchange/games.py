@@ -1,15 +1,85 @@
 """Games: the reference's retrieval lists, ``[{"query_path", "ret_paths", "label", "category"}]``."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.data import GamesConfig
 from lewis_core.data.exchange.paths import PathFinder
+from lewis_core.data.json_files import load_json
 from lewis_core.data.tree import SetAside
-from lewis_core.errors import DataError
-from lewis_core.records import Catalog, Concept, Game, ImageRecord, JsonObject
+from lewis_core.errors import CatalogError, DataError
+from lewis_core.records import Catalog, Concept, Game, ImageRecord, JsonObject, Splits, load_record, save_jsonl
+
+
+def import_games(
+    catalog: ArtifactRef,
+    splits: ArtifactRef,
+    fingerprint: str,
+    output_dir: Path,
+    config: GamesConfig,
+    data_root: Path,
+) -> JsonObject:
+    """Write ``games.jsonl`` from a retrieval list of the reference, in place of games of our own.
+
+    Writes ``refused.jsonl`` as well: the rows that cannot be played, and those that show held-out concepts.
+
+    Args:
+        catalog: ``build-catalog`` artifact.
+        splits: ``split-concepts`` artifact; nothing but its training concepts is shown.
+        fingerprint: Digest of the list; only identifies the stage.
+        output_dir: Folder to write to.
+        config: Name of the list, and how many rows may be refused.
+        data_root: Folder that holds it.
+
+    Returns:
+        Counts, and how often the target stands at each position.
+
+    Raises:
+        CatalogError: If the file is not a list.
+        DataError: If no row can be played, or more are refused than the settings allow.
+    """
+    del fingerprint
+    path = data_root / (config.retrieval_list or "")
+    rows = load_json(path)
+    if not isinstance(rows, list):
+        raise CatalogError(f"{path}: expected a list of games, found a {type(rows).__name__}")
+    training = set(load_record(splits.file("splits.json"), Splits).training)
+    found, refused = import_retrieval(rows, load_record(catalog.file("catalog.json"), Catalog))
+    games = []
+    for game in found:
+        if training.issuperset(game.candidate_concepts):
+            games.append(game)
+        else:
+            refused.append(SetAside(path=game.id, reason="shows concepts that are not trained on"))
+    if not games or len(refused) > config.max_degenerate_frac * len(rows):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in _count_reasons(refused).most_common(5))
+        raise DataError(
+            f"{len(refused)} of {len(rows)} games in {path} cannot be played ({reasons}); games.max_degenerate_frac = "
+            f"{config.max_degenerate_frac:g} allows fewer. Take the split over as well: "
+            "python -m lewis_core.data.exchange splits-from"
+        )
+    save_jsonl(output_dir / "games.jsonl", games)
+    save_jsonl(output_dir / "refused.jsonl", refused)
+    positions = Counter(game.target_index for game in games)
+    return {
+        "games": len(games),
+        "concepts": len({game.concept for game in games}),
+        "queries": len(rows),
+        "degenerate_queries": len(refused),
+        "degenerate_reasons": dict(sorted(_count_reasons(refused).items())),
+        "target_positions": [positions[index] for index in range(max(positions) + 1)],
+    }
+
+
+def _count_reasons(refused: Iterable[SetAside]) -> Counter[str]:
+    """Reasons without what differs from row to row."""
+    return Counter(re.sub(r"^game \S+: |\S+/\S+", "", entry.reason).strip() for entry in refused)
 
 
 def export_retrieval(games: Iterable[Game], prefix: str = "") -> list[JsonObject]:
