@@ -202,7 +202,7 @@ def write_tiny_checkpoint(
     from transformers import AutoModelForImageTextToText
 
     loader: Any = AutoModelForImageTextToText
-    processor = _tiny_processor(family)
+    processor = byte_processor(family)
     config = _tiny_config(family, processor.tokenizer, hidden_size, layers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -310,8 +310,8 @@ def _tiny_tokenizer() -> Any:
     )
 
 
-def _tiny_processor(family: str) -> Any:
-    """A byte-level processor made without a download."""
+def byte_processor(family: str = "qwen2_vl") -> Any:
+    """A byte-level Qwen-VL processor made without a download."""
     import transformers
     from transformers import Qwen2VLImageProcessor
 

@@ -37,8 +37,6 @@ EXIT_STOPPED = 143
 """Exit status after SIGTERM (128 + 15), once a checkpoint is saved."""
 RENAMED = ".*gradient_checkpointing(_enable|_disable)?. is deprecated"
 """What transformers 5.23 says of names that TRL 1.16 still uses."""
-FEATURE_BYTES = 2 << 30
-"""Memory for vision features."""
 PLAN = "plan.json"
 """File in the work folder that says how the step was split."""
 ENDS = 5
@@ -200,12 +198,42 @@ def build_trainer(
 
     from lewis_core.models.loading import load_model
     from lewis_core.training.queries import separate_photos
-    from lewis_core.training.shared_prefix import SharedPrefixTrainer
-    from lewis_core.training.trainer import SpeakerTrainer
 
     rows, photos = separate_photos(rows, data_root)
     rewards, weights = build_rewards(config.rewards, listener)
     model, processor = load_model(config.model, runtime, trainable=True)
+    trainer = assemble_trainer(model, processor, rows, photos, rewards, weights, work_dir, config, runtime)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def assemble_trainer(
+    model: Any,
+    processor: Any,
+    rows: "Dataset",
+    photos: ImageSource,
+    rewards: Sequence[Any],
+    weights: list[float],
+    work_dir: Path,
+    config: TrainSpeakerConfig,
+    runtime: Runtime,
+) -> "SpeakerTrainer":
+    """Put a trainer together from parts that are loaded.
+
+    Args:
+        model: The speaker; an adapter is added unless it has one.
+        processor: Its processor.
+        rows: Training rows; ``query`` is text.
+        photos: Where queries lead.
+        rewards: TRL's reward functions.
+        weights: Weight of each reward.
+        work_dir: Holds the plan and checkpoints.
+        config: All settings of training.
+        runtime: Threads, memory for vision features.
+    """
+    from lewis_core.training.shared_prefix import SharedPrefixTrainer
+    from lewis_core.training.trainer import SpeakerTrainer
+
     chosen = _plan(model, config, work_dir)
     arguments = {
         "load": photos.load,
@@ -218,11 +246,8 @@ def build_trainer(
         "peft_config": None if config.model.adapter else adapter_config(model, config.lora),
     }
     if config.model.engine == "plain":
-        trainer = SpeakerTrainer(**arguments)
-    else:
-        trainer = SharedPrefixTrainer(encode=_image_encoder(model, processor, photos, runtime), **arguments)
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+        return SpeakerTrainer(**arguments)
+    return SharedPrefixTrainer(encode=_image_encoder(model, processor, photos, runtime), **arguments)
 
 
 def _plan(model: Any, config: TrainSpeakerConfig, work_dir: Path) -> "Plan":
@@ -308,7 +333,8 @@ def _image_encoder(model: Any, processor: Any, images: ImageSource, runtime: Run
     """A function from image references to features that autograd accepts."""
     from lewis_core.models.features import ImageFeatures, VisionEncoder
 
-    encoder = VisionEncoder(model, processor.image_processor, images, FEATURE_BYTES, runtime.num_workers)
+    cache_bytes = runtime.vision_cache_mib << 20
+    encoder = VisionEncoder(model, processor.image_processor, images, cache_bytes, runtime.num_workers)
 
     def encode(references: Sequence[str]) -> dict[str, ImageFeatures]:
         digests = {reference: images.digest(reference) for reference in references}
