@@ -188,14 +188,14 @@ def run_stage(
             return found
         with store.building(stage.name, key) as folder:
             started = time.time()
+            wanted = inspect.signature(function).parameters
             supplied = {
                 "output_dir": folder,
                 "work_dir": store.work_dir(stage.name, key),
-                "cache_dir": store.cache_dir(stage.name),
+                **({"cache_dir": store.cache_dir(stage.name)} if "cache_dir" in wanted else {}),
                 "reporter": reporter or NullReporter(),
                 **(runtime or {}),
             }
-            wanted = inspect.signature(function).parameters
             supplied = {name: value for name, value in supplied.items() if name in wanted}
             call = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(function)
             summary = call(**arguments, **supplied)

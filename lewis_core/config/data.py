@@ -51,6 +51,9 @@ class CatalogConfig(FrozenConfig):
     """More unusable images than this share stop the run."""
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, ge=1, le=MAX_IMAGE_PIXELS)
     """Larger images are set aside (decompression bombs)."""
+    caption_questions: bool = False
+    """Data sets with captions: ask which of two captions is about a photo. Such questions are about the photo and not
+    about the memory: let ``evaluation.vqa.show`` show the photo."""
     shared_images: Literal["report", "set-aside"] = "report"
     """What is done with a picture that lies in the folders of several concepts: it is listed only, or it is also taken
     from all of them. One that training and held-out concepts share stops the run when concepts are split."""

@@ -91,7 +91,7 @@ def build_catalog(
         "near_duplicates": find_near_duplicates(catalog, inspected.looks),
     }
     set_aside = [*inspected.unusable, *inspected.others]
-    questions = write_companions(data_root, output_dir, listing, catalog, set_aside)
+    questions = write_companions(data_root, output_dir, listing, catalog, set_aside, config)
     save_record(output_dir / "catalog.json", catalog)
     save_jsonl(output_dir / "quarantine.jsonl", set_aside)
     for name, found in duplicates.items():

@@ -92,7 +92,9 @@ def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any, unusabl
         concept=concept.id,
         image=_find_image(concept, image, unusable),
         question=_restore_placeholder(question),
-        options=tuple(_restore_placeholder(options[letter]) for letter in letters),
+        options=tuple(
+            _restore_placeholder(options[letter]).replace("<sks>", f"my {concept.category_word}") for letter in letters
+        ),
         correct=_find_answer(letters, options, entry.get("correct_answer")),
     )
 

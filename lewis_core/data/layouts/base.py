@@ -10,6 +10,8 @@ from lewis_core.data.tree import Folder, SetAside
 Split = Literal["train", "test", "negative", "hard_negative", "unsplit"]
 CONCEPT_NEGATIVES = ("laion", "negative_example", "negatives")
 """Folders in a concept's folder whose images do not show the concept."""
+CONCEPT_COMPANIONS = ("captions.json", "captions_augmented.json", "additional_llava_vqa_data.json")
+"""Files in a concept's folder that are about its images."""
 COMMON_NEGATIVES = ("laion", "negatives", "random-images")
 """Folders in the data root whose images show none of the concepts; read to any depth."""
 ONE_CATEGORY = "all"

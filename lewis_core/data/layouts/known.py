@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from lewis_core.config.data import LayoutName
 from lewis_core.data.layouts import shapes
-from lewis_core.data.layouts.base import Layout
+from lewis_core.data.layouts.base import CONCEPT_COMPANIONS, Layout
 from lewis_core.data.tree import Folder
 from lewis_core.data.vocabulary import DREAMBOOTH_WORDS, MYVLM_WORDS, PERVA_CATEGORIES, YOLLAVA_WORDS
 
@@ -98,7 +98,7 @@ LAYOUTS: Mapping[LayoutName, Layout] = {
                 MYVLM_WORDS,
                 "MyVLM's objects",
                 ("myvlm-visual-qa.json",),
-                ("captions.json", "captions_augmented.json", "additional_llava_vqa_data.json"),
+                CONCEPT_COMPANIONS,
             ),
             words=MYVLM_WORDS,
             question_files=("visual-qa.json", "myvlm-visual-qa.json"),

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from lewis_core.data.images import SUFFIXES
 from lewis_core.data.layouts.base import (
     COMMON_NEGATIVES,
+    CONCEPT_COMPANIONS,
     CONCEPT_NEGATIVES,
     ONE_CATEGORY,
     FoundFile,
@@ -179,7 +180,8 @@ def read_concept(concept: Folder, category: str, split: Split, listing: Listing)
     listing.categories.add(category)
     listing.concepts.add((category, concept.name))
     _note_links(concept, listing)
-    listing.files += [FoundFile(file.path, category, concept.name, split) for file in concept.files]
+    files = [file for file in concept.files if file.name not in CONCEPT_COMPANIONS]
+    listing.files += [FoundFile(file.path, category, concept.name, split) for file in files]
     for folder in concept.folders:
         if folder.name in CONCEPT_NEGATIVES:
             images = [file for file in folder.files if not _is_sidecar(file, folder)]
