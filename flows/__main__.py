@@ -23,6 +23,7 @@ FLOWS = {
     "train-speaker": "prepare the data and train the speaker",
     "describe": "describe held-out concepts with every speaker there is",
     "evaluate": "evaluate every speaker there is and build the report",
+    "analyse": "look behind the evaluations: uncertainty, false claims, harder games, examples",
     "process-descriptions": "find state and location in a file of descriptions, and take them out",
     "build-pocket": "make the embedded pocket models from scratch",
 }

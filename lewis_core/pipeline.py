@@ -32,6 +32,14 @@ EVALUATE_RECOGNITION = Stage(
 EVALUATE_VQA = Stage("evaluate-vqa", "lewis_core.evaluation.vqa:evaluate_vqa", isolated=True, asks=SERVICE)
 EVALUATE_DESCRIPTIONS = Stage("evaluate-descriptions", "lewis_core.evaluation.descriptions:evaluate_descriptions")
 COMPARE_SPEAKERS = Stage("compare-speakers", "lewis_core.evaluation.compare:compare_speakers")
+PLAY_BAGS = Stage("play-bags", "lewis_core.evaluation.analyses.bags:play_bags", isolated=True, asks=SERVICE)
+COMPARE_LISTENERS = Stage("compare-listeners", "lewis_core.evaluation.analyses.bags:compare_listeners")
+ANALYSE_UNCERTAINTY = Stage("analyse-uncertainty", "lewis_core.evaluation.analyses.uncertainty:analyse_uncertainty")
+ANALYSE_HALLUCINATION = Stage(
+    "analyse-hallucination", "lewis_core.evaluation.analyses.hallucination:analyse_hallucination"
+)
+FIND_EXAMPLES = Stage("find-examples", "lewis_core.evaluation.analyses.examples:find_examples")
+COMPARE_VISUALLY = Stage("compare-visually", "lewis_core.evaluation.analyses.visual:compare_visually", isolated=True)
 IMPORT_DESCRIPTIONS = Stage("import-descriptions", "lewis_core.descriptions.formats:import_descriptions")
 JUDGE_DESCRIPTIONS = Stage("judge-descriptions", "lewis_core.descriptions.judge:judge_descriptions", isolated=True)
 REFINE_DESCRIPTIONS = Stage("refine-descriptions", "lewis_core.descriptions.refine:refine_descriptions", isolated=True)
@@ -57,6 +65,12 @@ STAGES = {
         EVALUATE_VQA,
         EVALUATE_DESCRIPTIONS,
         COMPARE_SPEAKERS,
+        PLAY_BAGS,
+        COMPARE_LISTENERS,
+        ANALYSE_UNCERTAINTY,
+        ANALYSE_HALLUCINATION,
+        FIND_EXAMPLES,
+        COMPARE_VISUALLY,
         IMPORT_DESCRIPTIONS,
         JUDGE_DESCRIPTIONS,
         REFINE_DESCRIPTIONS,

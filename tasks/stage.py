@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 USES_A_GPU = (
     *("embed-images", "train-speaker", "describe-concepts", "index-database", "judge-descriptions"),
-    "refine-descriptions",
+    *("refine-descriptions", "compare-visually"),
 )
 RETRY_DELAYS_S = [2.0, 10.0, 30.0]
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from lewis_core.config.analyses import AnalysesConfig
 from lewis_core.config.base import FrozenConfig, Runtime
 from lewis_core.config.data import (
     CatalogConfig,
@@ -95,5 +96,7 @@ class PipelineConfig(RunSettings):
     """Descriptions of held-out concepts."""
     evaluation: EvaluationConfig
     """The evaluations."""
+    analyses: AnalysesConfig = AnalysesConfig()
+    """What the flow ``analyse`` does beyond the evaluations."""
     report: ReportConfig = ReportConfig()
     """The HTML report."""

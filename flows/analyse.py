@@ -1,0 +1,115 @@
+"""What lies behind the evaluations' numbers."""
+
+from collections.abc import Sequence
+
+from prefect import flow
+
+from flows import steps
+from flows.steps import Evaluated, Photos
+from lewis_core import pipeline
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.evaluation.analyses.hallucination import load_reference
+from lewis_core.records import JsonObject
+from tasks.run import PipelineRun, pipeline_run
+
+
+@flow(name="analyse")
+def analyse(config: PipelineConfig) -> JsonObject:
+    """Look behind the evaluations of every speaker there is; evaluates those that were not evaluated yet."""
+    with pipeline_run(config, "analyse") as run:
+        photos = steps.read_photos(run)
+        who = steps.speakers(run, steps.find_trained(run, photos))
+        evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
+        found = {"uncertainty": analyse_uncertainty(run, evaluated)}
+        for one in evaluated:
+            found |= analyse_speaker(run, photos, one)
+        for other in evaluated[1:]:
+            found[f"examples {other.speaker.name}"] = find_examples(run, evaluated[0], other)
+        run.stop_services()
+        results = {name: {"path": str(ref.path), **ref.summary} for name, ref in found.items()}
+        return {"analyses": results, "mlflow_run_id": run.tracker.run_id, **run.facts()}
+
+
+def analyse_uncertainty(run: PipelineRun, evaluated: Sequence[Evaluated]) -> ArtifactRef:
+    """Entropy and margin against correctness, of all speakers."""
+    return run.stage(
+        pipeline.ANALYSE_UNCERTAINTY,
+        evaluations=[result for one in evaluated for result in one.results],
+        config=run.config.analyses.uncertainty,
+        statistics=run.config.evaluation.statistics,
+    )
+
+
+def analyse_speaker(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
+    """False claims, harder games with every listener, and asking again with photos, for one speaker."""
+    config, name = run.config.analyses, one.speaker.name
+    found = {
+        f"hallucination {name}": run.stage(
+            pipeline.ANALYSE_HALLUCINATION,
+            label=name,
+            database=one.database,
+            catalog=photos.catalog,
+            evaluations=list(one.results),
+            reference=load_reference(config.hallucination),
+            listed=config.hallucination.listed,
+            statistics=run.config.evaluation.statistics,
+        )
+    }
+    if config.bags is not None:
+        bags = {f"bags {name} {role}": ref for role, ref in play_bags(run, photos, one).items()}
+        found |= bags
+        if len(bags) > 1:
+            listener, other = bags.values()
+            found[f"cross-listener {name}"] = run.stage(
+                pipeline.COMPARE_LISTENERS,
+                label=name,
+                listener=listener,
+                other=other,
+                statistics=run.config.evaluation.statistics,
+            )
+    if config.visual is not None:
+        found[f"visual {name}"] = run.stage(
+            pipeline.COMPARE_VISUALLY,
+            label=name,
+            identification=next(ref for ref in one.results if ref.kind == pipeline.EVALUATE_IDENTIFICATION.name),
+            database=one.database,
+            answering=run.config.evaluation.answering,
+            config=config.visual,
+        )
+    return found
+
+
+def play_bags(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
+    """Play with small and large bags against every listener; results by the listener's role."""
+    config = run.config.evaluation
+    listeners = [(steps.LISTENER, config.answering), (steps.INDEPENDENT, config.independent)]
+    return {
+        role: run.stage(
+            pipeline.PLAY_BAGS,
+            label=f"{one.speaker.name} {role}",
+            service=run.service(role, ref),
+            database=one.database,
+            catalog=photos.catalog,
+            embeddings=photos.embeddings,
+            answering_name=role,
+            answering=ref,
+            config=run.config.analyses.bags,
+            statistics=config.statistics,
+        )
+        for role, ref in listeners
+        if ref is not None
+    }
+
+
+def find_examples(run: PipelineRun, baseline: Evaluated, other: Evaluated) -> ArtifactRef:
+    """Items in which a speaker and the baseline differ."""
+    return run.stage(
+        pipeline.FIND_EXAMPLES,
+        label=other.speaker.name,
+        baseline=list(baseline.results),
+        other=list(other.results),
+        baseline_database=baseline.database,
+        other_database=other.database,
+        config=run.config.analyses.examples,
+    )

@@ -1,0 +1,1 @@
+"""What lies behind the numbers: hallucination, uncertainty, harder games, seeing again, examples."""
