@@ -42,7 +42,7 @@ def analyse_uncertainty(run: PipelineRun, evaluated: Sequence[Evaluated]) -> Art
 
 
 def analyse_speaker(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
-    """False claims, harder games with every listener, and asking again with photos, for one speaker."""
+    """False claims, harder games with every listener, a judge, and asking again with photos, for one speaker."""
     config, name = run.config.analyses, one.speaker.name
     found = {
         f"hallucination {name}": run.stage(
@@ -68,6 +68,10 @@ def analyse_speaker(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[st
                 other=other,
                 statistics=run.config.evaluation.statistics,
             )
+    if config.judge is not None:
+        found[f"judge {name}"] = run.stage(
+            pipeline.JUDGE_DESCRIPTIONS, label=name, descriptions=one.database, config=config.judge
+        )
     if config.visual is not None:
         found[f"visual {name}"] = run.stage(
             pipeline.COMPARE_VISUALLY,

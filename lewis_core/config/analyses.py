@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 
 from lewis_core.config.base import FrozenConfig
+from lewis_core.config.processing import JudgeConfig
 
 
 class UncertaintyConfig(FrozenConfig):
@@ -73,5 +74,7 @@ class AnalysesConfig(FrozenConfig):
     """Harder games, with every listener; ``None``: not played."""
     hallucination: HallucinationConfig = HallucinationConfig()
     """False claims."""
+    judge: JudgeConfig | None = None
+    """A judge of state and location in every speaker's descriptions, beside the word list; ``None``: none is asked."""
     visual: VisualConfig | None = None
     """Asking again with photos; ``None``: not done."""

@@ -16,7 +16,7 @@ from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
 from lewis_core.config.processing import JudgeConfig
 from lewis_core.descriptions.answers import Answer, AnswerFile, Failure, ask_for_json
-from lewis_core.descriptions.formats import ITEMS, DescriptionItem
+from lewis_core.descriptions.formats import ITEMS, DescriptionItem, load_content, read_items
 from lewis_core.descriptions.lexicon import mentions_location, mentions_state
 from lewis_core.errors import EvaluationError
 from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, Question
@@ -101,7 +101,7 @@ def judge_descriptions(
     """Find descriptions that mention a state or a location.
 
     Args:
-        descriptions: Artifact of ``import-descriptions`` or ``refine-descriptions``.
+        descriptions: Artifact of ``import-descriptions``, ``refine-descriptions`` or ``describe-concepts``.
         config: Who judges, and how.
         output_dir: Receives ``loc_state_stats.json``, ``failures.jsonl`` and ``agreement.json``.
         work_dir: Keeps answers of a run that was killed.
@@ -115,7 +115,7 @@ def judge_descriptions(
         EvaluationError: If no text could be judged, or any failed and ``fail_on_error`` is set.
         ModelError: If the model cannot be loaded.
     """
-    items = load_jsonl(descriptions.file(ITEMS), DescriptionItem)
+    items = load_items(descriptions)
     texts = {item.id: item.text for item in items if item.text}
     silent = [Failure(id=i.id, reason=i.error or "there is no text") for i in items if not i.text]
     kept = AnswerFile(work_dir / "judgements.jsonl", Judgement)
@@ -136,6 +136,17 @@ def judge_descriptions(
         "failed": len(failures),
         **stats,
     }
+
+
+def load_items(descriptions: ArtifactRef) -> list[DescriptionItem]:
+    """Read the descriptions of an artifact: its ``items.jsonl``, or its ``database.json``.
+
+    Raises:
+        DataError: If they cannot be read.
+    """
+    if (descriptions.path / ITEMS).is_file():
+        return load_jsonl(descriptions.file(ITEMS), DescriptionItem)
+    return read_items(load_content(descriptions.file("database.json")), "database.json")[1]
 
 
 def check_failures(what: str, failures: Sequence[Failure], done: int, config: JudgeConfig) -> None:

@@ -17,7 +17,7 @@ from lewis_core.descriptions.refine import Change, Refined, choose_flagged, what
 from lewis_core.errors import EvaluationError
 from lewis_core.records import load_jsonl, load_record
 from lewis_core.stages import run_stage
-from lewis_core.testing import FakeModel, write_tiny_language_model
+from lewis_core.testing import FakeModel, make_catalog, make_database, publish_files, write_tiny_language_model
 
 CPU = Runtime(device="cpu", torch_threads=1)
 POCKET = ModelRef(path="pocket:base", prompts="concise", dtype="float32", max_pixels=12544, min_pixels=12544)
@@ -192,3 +192,13 @@ def test_flagged_texts_follow_the_mode() -> None:
     modes: tuple[RefineMode, ...] = ("state", "location", "location_and_state")
     flagged = {mode: [item.id for item in choose_flagged(items, file.response, mode)] for mode in modes}
     assert flagged == {"state": ["a"], "location": ["b"], "location_and_state": ["a", "b"]}
+
+
+def test_a_database_is_judged_as_it_is(tmp_path: Path) -> None:
+    catalog = make_catalog({"mug": 2})
+    first, second = (concept.id for concept in catalog.concepts)
+    database = make_database(catalog, {first: "It is on a table.", second: None})
+    ref = publish_files(tmp_path, "describe-concepts", {"database.json": database.model_dump_json()})
+    judged = judge(tmp_path, ref, method="lexicon")
+    assert verdicts(judged) == {first: (False, True)}
+    assert [failure.reason for failure in load_jsonl(judged.file("failures.jsonl"), Failure)] == ["expected <coarse>"]
