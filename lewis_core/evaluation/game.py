@@ -97,7 +97,7 @@ def play_games(
         predictions = [read_exactly(round_, p, facts) for round_, p in zip(rounds, predictions, strict=True)]
     metrics = aggregate(predictions, statistics)
     reporter.log_metrics(io.numbers(metrics))
-    return io.save_evaluation(output_dir, "game", speaker, answering_name, predictions, metrics)
+    return io.save_evaluation(output_dir, "game", speaker, answering_name, predictions, metrics, statistics)
 
 
 def build_rounds(

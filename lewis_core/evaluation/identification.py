@@ -78,7 +78,7 @@ def evaluate_identification(
     reporter.log_metrics(io.numbers(metrics))
     items = [prediction for prediction in predictions if prediction.tags["mode"] not in CONTROLS]
     controls = [prediction for prediction in predictions if prediction.tags["mode"] in CONTROLS]
-    return io.save_evaluation(output_dir, "identification", speaker, "listener", items, metrics, controls)
+    return io.save_evaluation(output_dir, "identification", speaker, "listener", items, metrics, statistics, controls)
 
 
 def identify(

@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import DataError, EvaluationError
 from lewis_core.evaluation.records import EvaluationName, EvaluationResult, Metric, Prediction
+from lewis_core.evaluation.verdict import judge
 from lewis_core.records import (
     Catalog,
     Concept,
@@ -175,6 +177,7 @@ def save_evaluation(
     answering: str,
     predictions: Sequence[Prediction],
     metrics: Sequence[Metric],
+    statistics: StatisticsConfig,
     controls: Sequence[Prediction] = (),
 ) -> JsonObject:
     """Write predictions and numbers; control arms go to a file of their own.
@@ -192,6 +195,9 @@ def save_evaluation(
     if len({prediction.item for prediction in predictions}) != len(predictions):
         raise EvaluationError(f"{evaluation}: item ids are not unique, so speakers cannot be paired on them")
     failed = sum(prediction.error is not None for prediction in predictions)
+    judgement = judge(evaluation, predictions, controls, statistics)
+    for warning in judgement.warnings:
+        logger.warning("%s of %s: %s", evaluation, speaker, warning)
     result = EvaluationResult(
         evaluation=evaluation,
         speaker=speaker,
@@ -200,6 +206,8 @@ def save_evaluation(
         invalid=sum(prediction.answered is None and prediction.error is None for prediction in predictions),
         failed=failed,
         concepts=len({prediction.concept for prediction in predictions}),
+        verdict=judgement.verdict,
+        warnings=judgement.warnings,
     )
     save_jsonl(output_dir / PREDICTIONS, predictions)
     if controls:
@@ -218,6 +226,8 @@ def summary(result: EvaluationResult, num_items: int) -> JsonObject:
         "concepts": result.concepts,
         "invalid": result.invalid,
         "failed": result.failed,
+        "verdict": result.verdict,
+        "warnings": list(result.warnings),
         "metrics": {metric.name: metric.value for metric in result.metrics},
     }
 

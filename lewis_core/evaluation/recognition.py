@@ -116,7 +116,7 @@ def evaluate_recognition(
     numbers = aggregate(predictions, statistics)
     reporter.log_metrics(io.numbers(numbers))
     items, controls = split_arms(predictions)
-    return io.save_evaluation(output_dir, "recognition", speaker, "listener", items, numbers, controls)
+    return io.save_evaluation(output_dir, "recognition", speaker, "listener", items, numbers, statistics, controls)
 
 
 def build_pairs(subjects: Sequence[Subject], config: RecognitionConfig) -> list[Pair]:

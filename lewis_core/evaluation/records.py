@@ -72,6 +72,10 @@ class EvaluationResult(Record):
     """Items that could not be asked (unreadable image, empty description, error)."""
     concepts: int = 0
     """Concepts behind the numbers."""
+    verdict: str = ""
+    """In words: is each kind of question answered better than by guessing?"""
+    warnings: tuple[str, ...] = ()
+    """In words: what a reader must know before believing a number (always the same answer, ties, leaks, failures)."""
 
     def value(self, name: str) -> float | None:
         """Look up a metric's value.

@@ -105,7 +105,7 @@ def evaluate_vqa(
     metrics = aggregate(predictions, statistics)
     reporter.log_metrics(io.numbers(metrics))
     put, blind = split_arms(predictions)
-    return io.save_evaluation(output_dir, "vqa", speaker, "listener", put, metrics, blind)
+    return io.save_evaluation(output_dir, "vqa", speaker, "listener", put, metrics, statistics, blind)
 
 
 def load_questions(catalog: ArtifactRef) -> list[VqaItem]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lewis_core.report.images import PhotoAlbum
-from lewis_core.report.labels import count, format_p
+from lewis_core.report.labels import EVALUATION_TITLES, count, format_p
 from lewis_core.report.load import ReportData, Training
 from lewis_core.report.tables import troubles
 
@@ -51,7 +51,7 @@ def write_facts(data: ReportData) -> tuple[Group, ...]:
 
 def write_notes(data: ReportData, album: PhotoAlbum) -> list[str]:
     """Footnotes: method, failed and invalid items, missing photos, limits."""
-    return [*_method(data), *_troubles(data), *_missing(album), *_limits(data)]
+    return [*_method(data), *_troubles(data), *_warnings(data), *_missing(album), *_limits(data)]
 
 
 def _photos(data: ReportData) -> tuple[tuple[str, str], ...]:
@@ -156,6 +156,16 @@ def _troubles(data: ReportData) -> list[str]:
     return [
         "Failed items could not be asked (no usable description, unreadable photo); invalid answers were none of the "
         "options. " + "; ".join(found) + "."
+    ]
+
+
+def _warnings(data: ReportData) -> list[str]:
+    """What each evaluation says of itself: habits of the answering model, leaks, failures."""
+    return [
+        f"{EVALUATION_TITLES[result.evaluation]} ({', '.join(filter(None, (result.speaker, result.answering)))}): "
+        f"{'; '.join(result.warnings)}."
+        for result in (item.result for item in data.evaluations)
+        if result.warnings
     ]
 
 

@@ -1,5 +1,6 @@
 """The result in words, derived from the numbers; honest when nothing improved or the difference may be chance."""
 
+import re
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -26,6 +27,10 @@ FIGURES = (
     ("descriptions", ("location_rate",), "Location", "descriptions that mention it"),
 )
 """Evaluation, metric names in order of preference, title and unit of the key figures under the headline."""
+
+
+CHANCE_IS_LIKELY = re.compile("not distinguishable from|worse than chance")
+"""What the verdict of an evaluation says when its answers are no better than guesses."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,9 @@ def _qualify(data: ReportData, change: Change) -> list[str]:
         sentences.append(_how_sure(change.test))
     sentences += _independent(data, change)
     sentences += _other_speakers(data, result.evaluation, change)
-    return sentences
+    if CHANCE_IS_LIKELY.search(result.verdict):
+        sentences.append(f"Compared with guessing: {result.verdict}.")
+    return [*sentences, *(f"{_capital(warning)}." for warning in result.warnings)]
 
 
 def _measured(change: Change) -> str:
