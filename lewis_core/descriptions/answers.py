@@ -186,6 +186,7 @@ def ask_for_json(
         todo = [key for key in todo if key in failures]
         if todo:
             logger.warning("attempt %d: %d of %d texts have no valid answer", attempt, len(todo), total)
+    next(ticks, None)
     return [failures[key] for key in texts if key in failures]
 
 

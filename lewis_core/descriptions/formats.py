@@ -141,7 +141,7 @@ def _own_items(content: Any, name: str) -> list[DescriptionItem]:
     ]
 
 
-def _fields(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def _fields(entry: dict[str, Any]) -> dict[str, Any]:
     """The part of an entry that holds its texts; empty if there is none."""
     info = entry.get("info", entry)
     return info if isinstance(info, dict) and (GENERAL in info or any(name in info for name in DETAILED)) else {}
@@ -195,5 +195,6 @@ def replace_texts(content: Any, kind: Kind, texts: Mapping[str, tuple[str, str]]
     for key, (general, detailed) in texts.items():
         fields = _fields(entries_by_id[key])
         field = next((name for name in DETAILED if name in fields), DETAILED[0])
-        fields |= {GENERAL: [general], field: [detailed]}  # type: ignore[operator] # a dict of the copy
+        for name, text in ((GENERAL, general), (field, detailed)):
+            fields[name] = text if isinstance(fields.get(name), str) else [text]
     return copied

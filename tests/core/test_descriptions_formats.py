@@ -108,6 +108,8 @@ def test_texts_are_written_back_in_the_file_s_own_form() -> None:
     changed = replace_texts(DESCRIPTIONS, "reference_descriptions", {"bo": ("A dog", "Tan.")})
     assert changed["bo"] == {**DESCRIPTIONS["bo"], "general": ["A dog"], "distinguishing features": ["Tan."]}
     assert changed["al"] == DESCRIPTIONS["al"]
+    changed = replace_texts(DESCRIPTIONS, "reference_descriptions", {"al": ("A cat", "Black.")})
+    assert (changed["al"]["general"], changed["al"]["distinguishing features"]) == ("A cat", ["Black."])
     assert DESCRIPTIONS["bo"]["general"] == ["A photo of a dog."]  # the original is as it was
     changed = replace_texts(REFERENCE_DATABASE, "reference_database", {"<bo>": ("A dog", "Tan.")})
     assert changed["concept_dict"]["<bo>"]["info"]["distinct features"] == ["Tan."]
