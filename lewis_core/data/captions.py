@@ -5,7 +5,7 @@ thing, so it can only be answered by looking at the photo, not by knowing the th
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,11 +30,14 @@ class CaptionItem(Record):
     """As written; the thing may be called by its name."""
 
 
-def read_captions(data_root: Path, catalog: Catalog) -> tuple[list[CaptionItem], list[SetAside]]:
+def read_captions(
+    data_root: Path, files: Collection[str], catalog: Catalog
+) -> tuple[list[CaptionItem], list[SetAside]]:
     """Read the caption files in the concepts' folders.
 
     Args:
         data_root: Folder of photos.
+        files: Paths of files that are about images; those that hold captions are read.
         catalog: Concepts and usable images.
 
     Returns:
@@ -45,12 +48,14 @@ def read_captions(data_root: Path, catalog: Catalog) -> tuple[list[CaptionItem],
     """
     items: list[CaptionItem] = []
     refused: list[SetAside] = []
+    if not files:
+        return items, refused
     for concept in catalog.concepts:
         photos: dict[str, list[ImageRecord]] = {}
         for image in sorted((*concept.train, *concept.test), key=lambda image: image.path):
             photos.setdefault(PurePosixPath(image.path).parent.as_posix(), []).append(image)
         for folder, images in sorted(photos.items()):
-            name = next((name for name in CAPTION_FILES if (data_root / folder / name).is_file()), None)
+            name = next((name for name in CAPTION_FILES if f"{folder}/{name}" in files), None)
             if name is not None:
                 content = load_json_object(data_root / folder / name)
                 wrong = _find_mistakes(f"{folder}/{name}", content, {PurePosixPath(i.path).name for i in images})

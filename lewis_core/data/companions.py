@@ -45,7 +45,7 @@ def write_companions(
     if (data_root / FACTS_FILE).is_file():
         load_json_object(data_root / FACTS_FILE)
         shutil.copyfile(data_root / FACTS_FILE, output_dir / FACTS_FILE)
-    captions, refused = read_captions(data_root, catalog)
+    captions, refused = read_captions(data_root, listing.companions, catalog)
     set_aside.extend(refused)
     counts: JsonObject = {"captions": len(captions), "malformed_captions": len(refused)} if captions or refused else {}
     if captions:

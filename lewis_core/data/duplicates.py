@@ -42,7 +42,7 @@ class Place(NamedTuple):
 def find_duplicates(catalog: Catalog) -> list[Duplicate]:
     """Find pictures that several concepts share, or that are in several of a catalog's parts."""
     places = find_places(catalog)
-    return _judge([(sha256,) for sha256 in sorted(places)], places)
+    return _judge([(sha256,) for sha256, found in sorted(places.items()) if len(found) > 1], places)
 
 
 def find_near_duplicates(catalog: Catalog, looks: Mapping[str, Look]) -> list[Duplicate]:

@@ -79,6 +79,8 @@ class FileMemory:
 
     def keep_only(self, paths: Iterable[str]) -> None:
         """Drop files that are gone, and put all that is known into one file in place of the loaded ones."""
+        if not self._loaded:
+            return  # the file of this run is all there is
         whole = self._part.with_suffix(".tmp")
         with whole.open("w", encoding="utf-8") as file:
             file.write(json.dumps([self._reader]) + "\n")

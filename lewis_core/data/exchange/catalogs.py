@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from lewis_core.data.exchange.paths import PathFinder
-from lewis_core.data.layouts.base import FoundFile, Listing
+from lewis_core.data.layouts.base import CONCEPT_COMPANIONS, FoundFile, Listing
 from lewis_core.data.layouts.known import LAYOUTS
 from lewis_core.data.tree import Folder, SetAside, find_stamps
 from lewis_core.errors import CatalogError, DataError
@@ -93,6 +93,7 @@ def read_listing(content: Mapping[str, Any], file: str, root: Folder) -> Listing
     known = len(names & set(words))
     layout = replace(LAYOUTS["folders"], words=words if 2 * known >= len(names) else {})
     listing = Listing(layout, (f"catalog.listing = {file}",), is_split=True)
+    listing.companions |= {path for path in find_stamps(root) if path.rpartition("/")[2] in CONCEPT_COMPANIONS}
     for entry in iter_entries(content, file):
         listing.categories.add(entry.category)
         listing.concepts.add((entry.category, entry.concept))

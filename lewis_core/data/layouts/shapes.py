@@ -180,8 +180,11 @@ def read_concept(concept: Folder, category: str, split: Split, listing: Listing)
     listing.categories.add(category)
     listing.concepts.add((category, concept.name))
     _note_links(concept, listing)
-    files = [file for file in concept.files if file.name not in CONCEPT_COMPANIONS]
-    listing.files += [FoundFile(file.path, category, concept.name, split) for file in files]
+    for file in concept.files:
+        if file.name in CONCEPT_COMPANIONS:
+            listing.companions.add(file.path)
+        else:
+            listing.files.append(FoundFile(file.path, category, concept.name, split))
     for folder in concept.folders:
         if folder.name in CONCEPT_NEGATIVES:
             images = [file for file in folder.files if not _is_sidecar(file, folder)]
