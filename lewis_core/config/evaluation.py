@@ -1,6 +1,6 @@
 """Settings of description generation, the evaluations and the report."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,6 +8,33 @@ from lewis_core.config.base import FrozenConfig, ModelRef
 
 RESERVED_SPEAKERS = ("base", "trained", "report", "speakers", "computed")
 """Names with another meaning in results: the model a run starts from, the one it trains, and parts of its last line."""
+Control = Literal[
+    "always-A",
+    "majority",
+    "blind",
+    "no-image",
+    "no-description",
+    "wrong-description",
+    "image-only",
+    "image-and-text",
+    "text-only",
+]
+"""Arms that show what a number is worth. The first two are computed from the answers and always reported; the others
+are asked. Each evaluation has those that make sense for it (see ``infra/docs/evaluation.md``)."""
+Controls = bool | tuple[Control, ...]
+"""``True``: the evaluation's usual ones; ``False``: none that cost anything; or a list of names."""
+
+
+def asked_controls(controls: Controls, usual: tuple[Control, ...], known: tuple[Control, ...]) -> tuple[str, ...]:
+    """Names of the arms to ask, as they are written in tags: ``wrong-description`` becomes ``wrong_description``.
+
+    Args:
+        controls: The setting.
+        usual: What ``True`` stands for.
+        known: What the evaluation has; other names are for other evaluations.
+    """
+    chosen = usual if controls is True else controls or ()
+    return tuple(name.replace("-", "_") for name in known if name in chosen)
 
 
 class DescribeConfig(FrozenConfig):
@@ -49,8 +76,10 @@ class IdentificationConfig(FrozenConfig):
     """``oracle`` guarantees that the truth is among the options; ``retrieval`` does not."""
     max_queries_per_concept: int | None = Field(default=None, ge=1)
     """Fewer test photos per concept than there are, for speed."""
-    controls: bool = True
-    """Also ask without descriptions, and with descriptions of other concepts."""
+    controls: Controls = True
+    """Arms to ask beside, of no-image, no-description, wrong-description, image-only, image-and-text, text-only.
+
+    ``True``: no-description and wrong-description. The last three are answered by the retriever alone."""
     seed: int = 0
     """Seed of the options' order."""
 
@@ -64,8 +93,8 @@ class RecognitionConfig(FrozenConfig):
     """Concepts of the same category paired with each photo; ``None``: all."""
     max_queries_per_concept: int | None = Field(default=None, ge=1)
     """Fewer test photos per concept than there are, for speed."""
-    controls: bool = True
-    """Also ask without a description."""
+    controls: Controls = True
+    """Arms to ask beside, of no-image, no-description, wrong-description; ``True``: no-description."""
     seed: int = 0
     """Seed of the negatives' choice."""
 
@@ -75,8 +104,8 @@ class VqaConfig(FrozenConfig):
 
     show: Literal["description", "image", "both"] = "description"
     """What the answering model gets beside the question."""
-    controls: bool = True
-    """Also ask without description and image (blind)."""
+    controls: Controls = True
+    """Arms to ask beside: all but always-A and majority, which are computed; ``True``: blind, with neither."""
     num_options: int = Field(default=4, ge=2, le=26)
     """Options per question, offered under shuffled letters."""
     questions_per_concept: int | None = Field(default=None, ge=1)
@@ -122,8 +151,23 @@ class EvaluationConfig(FrozenConfig):
     """Yes or no."""
     vqa: VqaConfig | None = VqaConfig()
     """Questions; needs ground truth or a question file."""
+    controls: Controls | None = None
+    """Control arms of all evaluations in one line; ``None``: as each evaluation says. Its own setting goes first."""
     statistics: StatisticsConfig = StatisticsConfig()
     """Intervals and tests."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hand_controls_down(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("controls") is None:
+            return data
+        given = {"controls": data["controls"]}
+        handed = {
+            name: {**given, **data.get(name, {})}
+            for name in ("identification", "recognition", "vqa")
+            if isinstance(data.get(name, {}), dict)
+        }
+        return {**data, **handed}
 
     @model_validator(mode="after")
     def _names_are_free(self) -> "EvaluationConfig":

@@ -6,9 +6,11 @@ Three questions about every test photo, because each hides something that anothe
 - *oracle*: choose a letter among look-alikes' descriptions that are sure to hold the right one.
 - *retrieval*: the same among what hybrid CLIP retrieval finds; its misses are reported as ``recall_at_k``.
 
-Options are shuffled by seed and hold descriptions only, never names. Control arms: always A; options without text
-(``no_description``); options with other concepts' texts (``wrong_description``). A query concept without a readable
-description is counted as failed and is wrong, but in numbers that end in ``_described``, where it is left out.
+Options are shuffled by seed and hold descriptions only, never names. Control arms: always A and the majority's letter;
+options without text (``no_description``), with other concepts' texts (``wrong_description``), without the photo
+(``no_image``); and the retriever alone (``image_only``, ``image_and_text``, ``text_only``).
+A query concept without a readable description is counted as failed and is wrong, but in numbers that end in
+``_described``, where it is left out.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.evaluation import IdentificationConfig, StatisticsConfig
 from lewis_core.evaluation import asking, io
 from lewis_core.evaluation.asking import Ask
+from lewis_core.evaluation.controls import always_a, majority_position
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.metrics import entropy, margin, rank_of, softmax
 from lewis_core.evaluation.options import CONTROLS, Index, Query, build_queries
@@ -33,6 +36,14 @@ from lewis_core.retrieval.vectors import load_embeddings, load_text_index
 
 PHOTOS_PER_GAME, TEXTS_PER_GAME = 8, 128
 RANKING = "ranking"
+CONTROL_NOTES = {
+    "no_description": "letters only",
+    "wrong_description": "other concepts' texts",
+    "no_image": "no photo",
+    "image_only": "the retriever alone, by reference photos",
+    "image_and_text": "the retriever alone, by reference photos and texts",
+    "text_only": "the retriever alone, by texts",
+}
 LogOdds = dict[tuple[str, str], float]
 """Log-odds of yes by photo path and description."""
 
@@ -103,21 +114,24 @@ def identify(
 def _choose(
     queries: Sequence[Query], model: AnsweringModel, prompts: PromptSet, reporter: Reporter
 ) -> list[Prediction]:
-    """Ask for letters."""
+    """Ask for letters; the retriever's own arms are answered by what it likes best."""
     asks = [
         Ask(
-            query.photo.path,
+            query.image,
             prompts.identification(query.subject.entry.category_word, query.texts),
             tuple(LETTERS[: len(query.options)]),
         )
         for query in queries
-        if query.failure is None
+        if query.failure is None and not query.similarities
     ]
     replies = iter(asking.ask_all(model, asks, reporter))
     predictions = []
     for query in queries:
         prediction = query.prediction()
-        if prediction.error is None:
+        if prediction.error is None and query.similarities:
+            answered = asking.pick(query.similarities, prediction.expected)
+            prediction = prediction.model_copy(update={"answered": answered})
+        elif prediction.error is None:
             answer = asking.read_answer(next(replies), prediction.expected)
             prediction = prediction.model_copy(update=answer._asdict())
         predictions.append(prediction)
@@ -217,7 +231,7 @@ def aggregate(
     for control in CONTROLS:
         if control in by_mode:
             measures[f"control_{control}"] = _accuracy(_answered(by_mode[control]))
-            notes[f"control_{control}"] = f"oracle options, letters only; {_chance(by_mode[control])}"
+            notes[f"control_{control}"] = f"oracle options, {CONTROL_NOTES[control]}; {_chance(by_mode[control])}"
     return summarise(measures, statistics, notes)
 
 
@@ -251,11 +265,13 @@ def _add_mode(
         f"invalid_rate_{mode}": mean_measure([(p.concept, float(p.answered is None)) for p in answered]),
         f"entropy_{mode}": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
         f"margin_{mode}": mean_measure([(p.concept, margin(p.probabilities)) for p in answered]),
-        f"control_always_a_{mode}": mean_measure([(p.concept, float(p.expected == 0)) for p in predictions]),
+        f"control_always_a_{mode}": always_a(predictions),
+        f"control_majority_{mode}": majority_position(predictions),
     }
     notes[f"accuracy_{mode}"] = f"{_chance(answered)}; concepts without a description count as wrong"
     notes[f"accuracy_{mode}_described"] = "described concepts only"
     notes[f"control_always_a_{mode}"] = "what answering A every time would score"
+    notes[f"control_majority_{mode}"] = "what the letter that is right most often would score"
     if mode == "oracle":
         for position in range(max(len(p.options) for p in predictions)):
             name = f"accuracy_oracle_position_{LETTERS[position].lower()}"

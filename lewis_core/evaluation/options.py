@@ -7,17 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lewis_core.config.evaluation import IdentificationConfig
+from lewis_core.config.evaluation import Control, IdentificationConfig, asked_controls
 from lewis_core.errors import EvaluationError
+from lewis_core.evaluation.controls import (
+    IMAGE_AND_TEXT,
+    IMAGE_ONLY,
+    NO_DESCRIPTION,
+    NO_IMAGE,
+    TEXT_ONLY,
+    WRONG_DESCRIPTION,
+    draw_others,
+)
 from lewis_core.evaluation.io import Subject, without_owners
 from lewis_core.evaluation.records import Prediction
 from lewis_core.records import ImageRecord
-from lewis_core.retrieval.hybrid import retrieve
+from lewis_core.retrieval.hybrid import hybrid_scores, retrieve, similarities
 from lewis_core.retrieval.vectors import Matrix
 from lewis_core.seeding import stable_rng
 
-CONTROLS = ("no_description", "wrong_description")
+RETRIEVER_ARMS = (IMAGE_ONLY, IMAGE_AND_TEXT, TEXT_ONLY)
+"""Control arms that the retriever answers without the model: the option that it likes best."""
+CONTROLS = (NO_DESCRIPTION, WRONG_DESCRIPTION, NO_IMAGE, *RETRIEVER_ARMS)
 """Modes that are control arms."""
+USUAL_CONTROLS: tuple[Control, ...] = ("no-description", "wrong-description")
+KNOWN_CONTROLS: tuple[Control, ...] = (*USUAL_CONTROLS, "no-image", "image-only", "image-and-text", "text-only")
 
 
 @dataclass(frozen=True)
@@ -58,6 +71,13 @@ class Query(NamedTuple):
     mode: str
     options: tuple[Subject, ...]
     texts: tuple[str, ...]
+    similarities: tuple[float, ...] = ()
+    """How well the retriever likes each option, in the arms that it answers."""
+
+    @property
+    def image(self) -> str | None:
+        """Photo beside the question."""
+        return None if self.mode == NO_IMAGE else self.photo.path
 
     @property
     def expected(self) -> int | None:
@@ -68,7 +88,7 @@ class Query(NamedTuple):
     @property
     def failure(self) -> str | None:
         """Why it cannot be asked; controls do not need the concept's own description."""
-        return None if self.mode in CONTROLS else self.subject.failure
+        return None if self.mode in {NO_DESCRIPTION, WRONG_DESCRIPTION, IMAGE_ONLY} else self.subject.failure
 
     def prediction(self) -> Prediction:
         """The query's record before it is answered."""
@@ -109,8 +129,11 @@ def build_queries(
         if mode in config.modes and len(options) > 1:
             shuffled = shuffle_options(options, photo, config.seed)
             queries.append(Query(subject, photo, mode, shuffled, tuple(option.option_text for option in shuffled)))
-    if config.controls and len(oracle) > 1:
-        queries += _control_queries(subject, photo, shuffle_options(oracle, photo, config.seed), subjects, config.seed)
+    arms = asked_controls(config.controls, USUAL_CONTROLS, KNOWN_CONTROLS)
+    if arms and len(oracle) > 1:
+        shown = shuffle_options(oracle, photo, config.seed)
+        asked = [_control_query(arm, subject, photo, shown, subjects, index, config) for arm in arms]
+        queries += [query for query in asked if query is not None]
     return queries
 
 
@@ -121,18 +144,36 @@ def shuffle_options(options: Sequence[Subject], photo: ImageRecord, seed: int) -
     return tuple(ordered[int(position)] for position in order)
 
 
-def _control_queries(
-    subject: Subject, photo: ImageRecord, options: tuple[Subject, ...], subjects: Sequence[Subject], seed: int
-) -> list[Query]:
-    """Ask the oracle question without texts, and with texts of concepts that are not among the options."""
-    queries = [Query(subject, photo, "no_description", options, ("",) * len(options))]
-    shown = {option.id for option in options}
-    others = [other for other in subjects if other.id not in shown and other.failure is None]
-    near = [other for other in others if other.concept.category == subject.concept.category]
-    far = [other for other in others if other.concept.category != subject.concept.category]
-    rng = stable_rng(seed, "identification-wrong", photo.sha256)
-    drawn = [group[int(i)] for group in (near, far) for i in rng.permutation(len(group))][: len(options)]
-    if len(drawn) == len(options):
+def _control_query(
+    arm: str,
+    subject: Subject,
+    photo: ImageRecord,
+    options: tuple[Subject, ...],
+    subjects: Sequence[Subject],
+    index: Index,
+    config: IdentificationConfig,
+) -> Query | None:
+    """Ask the oracle question in the way of a control arm; ``None`` if there are not enough other descriptions."""
+    texts = tuple(option.option_text for option in options)
+    if arm == NO_DESCRIPTION:
+        texts = ("",) * len(options)
+    elif arm == WRONG_DESCRIPTION:
+        without = [subject, *options]
+        drawn = draw_others(subjects, without, len(options), config.seed, "identification-wrong", photo.sha256)
+        if len(drawn) < len(options):
+            return None
         texts = tuple(other.entry.text for other in drawn)
-        queries.append(Query(subject, photo, "wrong_description", options, texts))
-    return queries
+    elif arm in RETRIEVER_ARMS:
+        return Query(subject, photo, arm, options, texts, _similarities(arm, photo, options, index, config))
+    return Query(subject, photo, arm, options, texts)
+
+
+def _similarities(
+    arm: str, photo: ImageRecord, options: Sequence[Subject], index: Index, config: IdentificationConfig
+) -> tuple[float, ...]:
+    """How much the retriever likes each option by its reference photo, its text, or both."""
+    query = index.images[index.image_row(photo)]
+    images = similarities(query, index.images[[index.image_row(option.entry.reference) for option in options]])
+    texts = similarities(query, index.texts[[index.text_row(option.id) for option in options]])
+    scores = {IMAGE_ONLY: images, TEXT_ONLY: texts, IMAGE_AND_TEXT: hybrid_scores(images, texts, config.image_weight)}
+    return tuple(float(score) for score in scores[arm])

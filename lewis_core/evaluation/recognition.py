@@ -4,7 +4,8 @@ Pairs of a photo and a description: each photo with its own concept's descriptio
 the same category (hard negatives) and with other categories' (easy negatives). Easy negatives flatter, so everything
 is also reported for hard ones alone. Accuracy means little when negatives outnumber positives; the headline is the
 mean of the accuracies on positives and on negatives. Precision and F1 depend on the ratio of negatives to positives,
-which is in their notes. Control arms: always yes; the same questions without a description. A pair whose description
+which is in their notes. Control arms: always yes; the majority's answer; the same questions without a description,
+with a third concept's, or without the photo. A pair whose description
 is missing is counted as failed and is wrong, but in numbers that end in ``_described``, where it is left out.
 """
 
@@ -17,9 +18,16 @@ from numpy.typing import NDArray
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
-from lewis_core.config.evaluation import RecognitionConfig, StatisticsConfig
+from lewis_core.config.evaluation import Control, RecognitionConfig, StatisticsConfig, asked_controls
 from lewis_core.evaluation import asking, io, metrics
 from lewis_core.evaluation.asking import Ask
+from lewis_core.evaluation.controls import (
+    NO_DESCRIPTION,
+    NO_IMAGE,
+    WRONG_DESCRIPTION,
+    draw_others,
+    majority_position,
+)
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.records import Metric, Prediction
 from lewis_core.evaluation.statistics import (
@@ -30,6 +38,7 @@ from lewis_core.evaluation.statistics import (
     mean_measure,
     summarise,
 )
+from lewis_core.evaluation.verdict import by_mode
 from lewis_core.models.answers import YES_NO
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.prompts import PromptSet, prompt_set
@@ -38,6 +47,9 @@ from lewis_core.reporting import NullReporter, Reporter
 from lewis_core.seeding import stable_rng
 
 POSITIVE, HARD, EASY = "none", "hard", "easy"
+DESCRIPTION = "description"
+USUAL_CONTROLS: tuple[Control, ...] = ("no-description",)
+KNOWN_CONTROLS: tuple[Control, ...] = (*USUAL_CONTROLS, "wrong-description", "no-image")
 Floats = NDArray[np.float64]
 
 
@@ -48,7 +60,9 @@ class Pair(NamedTuple):
     photo: ImageRecord
     described: Subject
     kind: str
-    with_description: bool = True
+    mode: str = DESCRIPTION
+    other: Subject | None = None
+    """Whose words are put in the place of the described concept's, in the arm ``wrong_description``."""
 
     @property
     def expected(self) -> int:
@@ -58,25 +72,29 @@ class Pair(NamedTuple):
     @property
     def failure(self) -> str | None:
         """Why the pair cannot be asked."""
-        return self.described.failure if self.with_description else None
+        return None if self.mode in {NO_DESCRIPTION, WRONG_DESCRIPTION} else self.described.failure
+
+    @property
+    def image(self) -> str | None:
+        """Photo beside the question."""
+        return None if self.mode == NO_IMAGE else self.photo.path
 
     def prompt(self, prompts: PromptSet) -> str:
         """Write the question."""
-        text = self.described.entry.text if self.with_description else None
+        text = None if self.mode == NO_DESCRIPTION else (self.other or self.described).entry.text
         return prompts.recognition(self.described.entry.category_word, text)
 
     def prediction(self) -> Prediction:
         """The pair's record before it is answered."""
-        mode = "description" if self.with_description else "no_description"
         return Prediction(
-            item=f"{mode}:{self.photo.path}@{self.subject.id}|{self.described.id}",
+            item=f"{self.mode}:{self.photo.path}@{self.subject.id}|{self.described.id}",
             concept=self.subject.id,
             category=self.subject.concept.category,
             image=self.photo.path,
             options=YES_NO,
             expected=self.expected,
             answered=None,
-            tags={"mode": mode, "negatives": self.kind, "described": self.described.id},
+            tags={"mode": self.mode, "negatives": self.kind, "described": self.described.id},
             error=self.failure,
         )
 
@@ -154,11 +172,11 @@ def recognise(
     config: RecognitionConfig,
     reporter: Reporter | None = None,
 ) -> list[Prediction]:
-    """Ask all pairs, and once more without a description as a control."""
+    """Ask all pairs, and once more in each control arm."""
     pairs = build_pairs(subjects, config)
-    if config.controls:
-        pairs += [pair._replace(with_description=False) for pair in pairs]
-    asks = [Ask(pair.photo.path, pair.prompt(prompts), YES_NO) for pair in pairs if pair.failure is None]
+    arms = asked_controls(config.controls, USUAL_CONTROLS, KNOWN_CONTROLS)
+    pairs += [asked for arm in arms for pair in pairs if (asked := _in_arm(pair, arm, subjects, config.seed))]
+    asks = [Ask(pair.image, pair.prompt(prompts), YES_NO) for pair in pairs if pair.failure is None]
     replies = iter(asking.ask_all(model, asks, reporter or NullReporter()))
     predictions = []
     for pair in pairs:
@@ -168,6 +186,22 @@ def recognise(
             prediction = prediction.model_copy(update=answer._asdict())
         predictions.append(prediction)
     return predictions
+
+
+def _in_arm(pair: Pair, arm: str, subjects: Sequence[Subject], seed: int) -> Pair | None:
+    """Ask a pair in the way of a control arm; ``None`` if there is no third concept's description."""
+    if arm != WRONG_DESCRIPTION:
+        return pair._replace(mode=arm)
+    drawn = draw_others(
+        io.without_owners(subjects, pair.photo, pair.subject),
+        [pair.described, pair.subject],
+        1,
+        seed,
+        "recognition-wrong",
+        pair.photo.sha256,
+        pair.described.id,
+    )
+    return pair._replace(mode=arm, other=drawn[0]) if drawn else None
 
 
 def counts(predictions: Sequence[Prediction]) -> Floats:
@@ -206,6 +240,10 @@ def _negative_accuracy(totals: Floats) -> Floats:
     return metrics.ratio(totals[..., 3], totals[..., 5])
 
 
+def _accuracy(totals: Floats) -> Floats:
+    return metrics.ratio(totals[..., 0] + totals[..., 3], totals[..., 4] + totals[..., 5])
+
+
 def _ece(totals: Floats) -> Floats:
     bins = metrics.ECE_BINS
     return metrics.ece_of_bins(totals[..., :bins], totals[..., bins : 2 * bins], totals[..., -1])
@@ -218,6 +256,7 @@ FORMULAS = {
     "recall": _positive_accuracy,
     "positive_accuracy": _positive_accuracy,
     "negative_accuracy": _negative_accuracy,
+    "accuracy": _accuracy,
 }
 
 
@@ -229,9 +268,9 @@ def count_measure(predictions: Sequence[Prediction], name: str) -> Measure:
 
 
 def split_arms(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
-    """Separate the pairs proper from the control arm without descriptions."""
-    items = [prediction for prediction in predictions if prediction.tags["mode"] == "description"]
-    return items, [prediction for prediction in predictions if prediction.tags["mode"] != "description"]
+    """Separate the pairs proper from the control arms."""
+    items = [prediction for prediction in predictions if prediction.tags["mode"] == DESCRIPTION]
+    return items, [prediction for prediction in predictions if prediction.tags["mode"] != DESCRIPTION]
 
 
 def weighted_accuracy(predictions: Sequence[Prediction]) -> Measure:
@@ -283,13 +322,16 @@ def _ranked(predictions: Sequence[Prediction], suffix: str) -> dict[str, Measure
 
 
 def _controls(every: Sequence[Prediction], blind: Sequence[Prediction]) -> dict[str, Measured]:
-    """Always yes, and no description."""
+    """Always yes, the more frequent answer, and the arms that were asked."""
     always = [prediction.model_copy(update={"answered": 0, "error": None}) for prediction in every]
-    controls: dict[str, Measured] = {"control_always_yes_f1": count_measure(always, "f1")}
-    if blind:
-        hard = [prediction for prediction in blind if prediction.tags["negatives"] != EASY]
-        controls["control_no_description"] = weighted_accuracy(blind)
-        controls["control_no_description_hard"] = weighted_accuracy(hard)
+    controls: dict[str, Measured] = {
+        "control_always_yes_f1": count_measure(always, "f1"),
+        "control_majority_accuracy": majority_position(every),
+    }
+    for mode, arm in by_mode(blind).items():
+        asked = [prediction for prediction in arm if prediction.error is None]
+        controls[f"control_{mode}"] = weighted_accuracy(asked)
+        controls[f"control_{mode}_hard"] = weighted_accuracy([p for p in asked if p.tags["negatives"] != EASY])
     return controls
 
 
@@ -312,6 +354,10 @@ def _notes(every: Sequence[Prediction], asked: Sequence[Prediction]) -> dict[str
         "f1_described": "described concepts only",
         "auc": "P(yes) of positives against negatives; chance 0.50",
         "control_always_yes_f1": "F1 of answering yes every time",
+        "accuracy": f"plain share of right answers, to be read beside control_majority_accuracy; {silent}",
+        "control_majority_accuracy": "plain accuracy of the one answer that is right most often",
+        "control_wrong_description": "weighted accuracy when another concept's description is put; chance 0.50",
+        "control_no_image": "weighted accuracy without the photo; chance 0.50",
         "control_no_description": "weighted accuracy when the question holds no description",
         "control_no_description_hard": "the same against look-alikes only; 0.50 unless something leaks",
     }

@@ -17,14 +17,20 @@ from lewis_core.evaluation.statistics import Floats, Measure, bootstrap, formula
 from lewis_core.models.answers import YES_NO
 from lewis_core.prompts import LETTERS
 
+EASY = "easy"
+"""Negatives of other categories are told by the question's category word; they are no leak."""
 CONSTANT = 0.9
 """From this share on, an answer is given whatever is right."""
 MANY_INVALID = 0.1
 MANY_TIES = 0.5
 CHOSEN_BY_SCORE = ("", "ranking")
 """Modes in which options are scored one by one: no position can be preferred, but all may score the same."""
-NEEDS_MEMORY = ("no_description", "wrong_description", "blind")
-"""Control arms in which nothing is said about the thing: right answers need a leak."""
+KNOWS_NOTHING = {
+    "identification": ("no_description", "wrong_description", "no_image"),
+    "recognition": ("no_description", "wrong_description", "no_image"),
+    "vqa": ("blind",),
+}
+"""Control arms of each evaluation that lack what is needed to answer: right answers need a leak."""
 
 
 class Judgement(NamedTuple):
@@ -58,8 +64,8 @@ def judge(
         phrases.append(f"{name}: {compare_with_chance(asked, config)}")
         warnings += [f"{name}: {text}" for text in _habits(mode, asked)]
     for mode, items in by_mode(controls).items():
-        asked = [item for item in items if item.error is None]
-        if mode in NEEDS_MEMORY and asked and _advantage_interval(asked, config)[0] > 0:
+        asked = [item for item in items if item.error is None and item.tags.get("negatives") != EASY]
+        if mode in KNOWS_NOTHING.get(evaluation, ()) and asked and _advantage_interval(asked, config)[0] > 0:
             text = compare_with_chance(asked, config)
             warnings.append(
                 f"control arm {mode.replace('_', ' ')}: {text}; something else than the memory gives it away"

@@ -11,13 +11,25 @@ from typing import NamedTuple
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
-from lewis_core.config.evaluation import StatisticsConfig, VqaConfig
+from lewis_core.config.evaluation import Control, StatisticsConfig, VqaConfig, asked_controls
 from lewis_core.errors import ArtifactError, EvaluationError
 from lewis_core.evaluation import asking, io
 from lewis_core.evaluation.asking import Ask
+from lewis_core.evaluation.controls import (
+    BLIND,
+    IMAGE_AND_TEXT,
+    IMAGE_ONLY,
+    NO_IMAGE,
+    TEXT_ONLY,
+    WRONG_DESCRIPTION,
+    always_a,
+    draw_others,
+    majority_text,
+)
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.records import Metric, Prediction
 from lewis_core.evaluation.statistics import Measure, mean_measure, summarise
+from lewis_core.evaluation.verdict import by_mode
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.prompts import LETTERS, PromptSet, prompt_set
 from lewis_core.records import JsonObject, VqaItem, load_jsonl
@@ -26,7 +38,27 @@ from lewis_core.seeding import stable_rng
 
 QUESTIONS = "questions.jsonl"
 PLACEHOLDER = "<sks>"
-BLIND = "blind"
+WORDS, PHOTO, BOTH = "description", "image", "both"
+USUAL_CONTROLS: tuple[Control, ...] = ("blind",)
+KNOWN_CONTROLS: tuple[Control, ...] = (
+    *USUAL_CONTROLS,
+    "no-image",
+    "no-description",
+    "wrong-description",
+    "image-only",
+    "image-and-text",
+    "text-only",
+)
+SHOWN_IN = {
+    BLIND: (),
+    IMAGE_ONLY: (PHOTO,),
+    IMAGE_AND_TEXT: (PHOTO, WORDS),
+    TEXT_ONLY: (WORDS,),
+    WORDS: (WORDS,),
+    PHOTO: (PHOTO,),
+    BOTH: (PHOTO, WORDS),
+}
+"""What is shown in each mode; the arms ``no_…`` and ``wrong_description`` begin with what the settings show."""
 
 
 class PutQuestion(NamedTuple):
@@ -37,21 +69,27 @@ class PutQuestion(NamedTuple):
     mode: str
     options: tuple[str, ...]
     expected: int
+    shown: tuple[str, ...]
+    """Of ``description`` and ``image``."""
+    other: Subject | None = None
+    """Whose words are put in the place of the concept's own, in the arm ``wrong_description``."""
 
     @property
     def failure(self) -> str | None:
         """Why it cannot be asked."""
-        return self.subject.failure if self.mode in {"description", "both"} else None
+        return (self.other or self.subject).failure if WORDS in self.shown else None
 
     @property
     def image(self) -> str | None:
-        """Photo beside the question."""
-        return self.item.image if self.mode in {"image", "both"} else None
+        """Photo beside the question: its own, or the reference photo where a question has none."""
+        if PHOTO not in self.shown:
+            return None
+        return self.item.image or self.subject.entry.reference.path
 
     def prompt(self, prompts: PromptSet) -> str:
         """Write the question; the placeholder becomes "my mug", never a name."""
         word = self.subject.entry.category_word
-        description = self.subject.entry.text if self.mode in {"description", "both"} else None
+        description = (self.other or self.subject).entry.text if WORDS in self.shown else None
         return prompts.vqa(word, description, self.item.question.replace(PLACEHOLDER, f"my {word}"), self.options)
 
     def prediction(self) -> Prediction:
@@ -144,8 +182,20 @@ def build_questions(items: Sequence[VqaItem], subjects: Sequence[Subject], confi
             f"none of {len(items)} questions can be asked: expected questions about the {len(known)} described "
             f"concepts{'' if config.show == 'description' else ' with a photo each'}"
         )
-    blind = [question._replace(mode=BLIND) for question in questions] if config.controls else []
-    return [*questions, *blind]
+    arms = asked_controls(config.controls, USUAL_CONTROLS, KNOWN_CONTROLS)
+    asked = [_in_arm(question, arm, subjects, config.seed) for arm in arms for question in questions]
+    return [*questions, *(question for question in asked if question is not None)]
+
+
+def _in_arm(question: PutQuestion, arm: str, subjects: Sequence[Subject], seed: int) -> PutQuestion | None:
+    """Ask a question in the way of a control arm; ``None`` if there is no other concept's description."""
+    if arm in SHOWN_IN:
+        return question._replace(mode=arm, shown=SHOWN_IN[arm])
+    if arm == WRONG_DESCRIPTION:
+        drawn = draw_others(subjects, [question.subject], 1, seed, "vqa-wrong", question.item.id)
+        return question._replace(mode=arm, other=drawn[0]) if drawn else None
+    left_out = PHOTO if arm == NO_IMAGE else WORDS
+    return question._replace(mode=arm, shown=tuple(part for part in question.shown if part != left_out))
 
 
 def usable_items(items: Sequence[VqaItem], concepts: Collection[str], config: VqaConfig) -> list[VqaItem]:
@@ -178,7 +228,7 @@ def _put(item: VqaItem, subject: Subject, config: VqaConfig) -> PutQuestion:
     shown = [item.correct, *drawn]
     order = [int(i) for i in rng.permutation(len(shown))]
     options = tuple(item.options[shown[position]] for position in order)
-    return PutQuestion(item, subject, config.show, options, order.index(0))
+    return PutQuestion(item, subject, config.show, options, order.index(0), SHOWN_IN[config.show])
 
 
 def answer_questions(
@@ -202,9 +252,9 @@ def answer_questions(
 
 
 def split_arms(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
-    """Separate the questions proper from the blind arm."""
-    put = [prediction for prediction in predictions if prediction.tags["mode"] != BLIND]
-    return put, [prediction for prediction in predictions if prediction.tags["mode"] == BLIND]
+    """Separate the questions proper from the control arms."""
+    put = [prediction for prediction in predictions if prediction.tags["mode"] in {WORDS, PHOTO, BOTH}]
+    return put, [prediction for prediction in predictions if prediction.tags["mode"] not in {WORDS, PHOTO, BOTH}]
 
 
 def accuracy(predictions: Sequence[Prediction]) -> Measure:
@@ -220,15 +270,25 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
         "accuracy": accuracy(put),
         "accuracy_described": accuracy(asked),
         "invalid_rate": mean_measure([(p.concept, float(p.answered is None)) for p in asked]),
-        "control_always_a": mean_measure([(p.concept, float(p.expected == 0)) for p in put]),
+        "control_always_a": always_a(put),
+        "control_majority": majority_text(put),
     }
-    if blind:
-        measures["control_blind_accuracy"] = accuracy(blind)
+    measures |= {
+        f"control_{mode}_accuracy": accuracy([p for p in arm if p.error is None])
+        for mode, arm in by_mode(blind).items()
+    }
     chance = sum(1 / len(p.options) for p in put) / max(len(put), 1)
     notes: Mapping[str, str] = {
         "accuracy": f"chance {chance:.2f}; {len(put) - len(asked)} without a description count as wrong",
         "accuracy_described": "described concepts only",
         "control_always_a": "what answering A every time would score",
+        "control_majority": "what the answer that is right most often for other concepts would score",
+        "control_no_image_accuracy": "the same questions without photo",
+        "control_no_description_accuracy": "the same questions without description",
+        "control_wrong_description_accuracy": "the same questions with another concept's description",
+        "control_image_only_accuracy": "a photo instead of the description; the reference photo if a question has none",
+        "control_image_and_text_accuracy": "photo and description",
+        "control_text_only_accuracy": "the description alone",
         "control_blind_accuracy": "the same questions without description and photo",
     }
     return summarise(measures, config, notes)

@@ -25,3 +25,16 @@ def test_speaker_names_are_plain(name: str) -> None:
 def test_different_speakers_are_fine() -> None:
     speakers = (SpeakerRef(name="seed-1", model=MODEL), SpeakerRef(name="Qwen2.5 VL", model=MODEL))
     assert EvaluationConfig(answering=MODEL, speakers=speakers).speakers == speakers
+
+
+def test_one_line_turns_control_arms_on_everywhere_and_an_evaluation_may_say_otherwise() -> None:
+    settings = {"answering": MODEL, "controls": ["no-image", "blind"], "vqa": {"controls": False, "num_options": 3}}
+    config = EvaluationConfig.model_validate(settings)
+    assert config.identification.controls == config.recognition.controls == ("no-image", "blind")
+    assert config.vqa is not None
+    assert (config.vqa.controls, config.vqa.num_options) == (False, 3)
+    assert EvaluationConfig.model_validate(config.model_dump()) == config
+    assert EvaluationConfig(answering=MODEL, vqa=None, controls=("blind",)).vqa is None
+    assert EvaluationConfig(answering=MODEL).recognition.controls is True
+    with pytest.raises(ValidationError, match="always-B"):
+        EvaluationConfig.model_validate({"answering": MODEL, "controls": ["always-B"]})

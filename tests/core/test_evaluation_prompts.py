@@ -19,6 +19,7 @@ from lewis_core.records import VqaItem
 from lewis_core.testing import FakeModel, make_catalog, make_database
 
 CATALOG = make_catalog({"mug": 4, "bag": 4}, name="xyzzyunmistakable")
+ARMS = ("blind", "no-image", "no-description", "wrong-description", "image-only", "image-and-text", "text-only")
 FORBIDDEN = ("xyzzy", "unmistakable", "cat-mug", "cat-bag", "train/", "test/", ".jpg", "sha-")
 
 
@@ -38,11 +39,11 @@ def ask_everything(prompts: str, texts: dict[str, str]) -> tuple[list[str], list
     ]
     describe(CATALOG.concepts, "base", model, wording, DescribeConfig())
     index = Index(matrix, rows, matrix[: len(concepts)], concepts)
-    questions = vqa.build_questions(items, subjects, VqaConfig(show="both"))
+    questions = vqa.build_questions(items, subjects, VqaConfig(show="both", controls=ARMS))
     predictions = [
         *game.play_rounds(game.build_rounds(subjects, matrix, rows, GameEvaluationConfig()), model),
-        *identification.identify(subjects, index, model, wording, IdentificationConfig(pool="all")),
-        *recognition.recognise(subjects, model, wording, RecognitionConfig()),
+        *identification.identify(subjects, index, model, wording, IdentificationConfig(pool="all", controls=ARMS)),
+        *recognition.recognise(subjects, model, wording, RecognitionConfig(controls=ARMS)),
         *vqa.answer_questions(questions, model, wording),
     ]
     return model.asked, [prediction.item for prediction in predictions]
