@@ -1,0 +1,108 @@
+"""The benchmarks run, at tiny size, and their arms agree: what is timed is the same work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.bench.__main__ import main
+from infra.bench.recorder import Recorder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All parts but the pocket recipe, at one number of visual tokens."""
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = ["listener", "update", "reference", "rollouts", "step", "linear", "--visual-tokens", "4"]
+    assert main([*arguments, "--device", "cpu", "--out", str(folder), "--reference-pairs", "2"]) == 0
+    assert (folder / "all-tiny-cpu.png").stat().st_size > 1000
+    found: dict[str, Any] = json.loads((folder / "all-tiny-cpu.json").read_text())
+    return found
+
+
+def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
+    arms: dict[str, set[str]] = {}
+    for row in measured["rows"]:
+        assert row["seconds"] > 0
+        arms.setdefault(row["part"], set()).add(row["arm"])
+    assert arms["listener"] == {
+        "ours, over HTTP",
+        "ours, in process",
+        "ours, photos never seen before",
+        "batched forward",
+        "reference style",
+        "reference style, without gc",
+        "floor",
+        "floor, photos seen before",
+    }
+    for part in ("reference", "rollouts"):
+        assert arms[part] == {"ours", "stock TRL", "floor"}
+    assert arms["step"] == {"ours", "stock TRL, reference-style listener without gc", "floor (sum of parts)"}
+    assert {arm.partition(",")[0] for arm in arms["update"]} == {"ours", "stock TRL", "floor"}
+    assert measured["left_out"] == []
+    assert measured["versions"]["torch"]
+
+
+def test_all_listeners_say_the_same(measured: dict[str, Any]) -> None:
+    [note] = [note for note in measured["notes"] if note["what"].startswith("listener")]
+    apart = {arm: value for arm, value in note.items() if arm not in ("what", "visual_tokens")}
+    assert len(apart) == 6
+    assert max(apart.values()) < 1e-5
+
+
+def test_both_trainers_have_the_same_gradient(measured: dict[str, Any]) -> None:
+    norms = [note["norm"] for note in measured["notes"] if note["what"].startswith("gradient norm")]
+    assert len(norms) == 4
+    assert max(norms) - min(norms) < 1e-4 * max(norms)
+    assert min(norms) > 0
+
+
+def test_unique_tokens_grow_slower_than_separate_ones(measured: dict[str, Any]) -> None:
+    rows = [row for row in measured["rows"] if row["part"] == "linear"]
+    assert len(rows) >= 4
+    assert all(row["unique_tokens"] < row["separate_tokens"] for row in rows)
+
+
+def test_the_pocket_recipe_is_timed_by_turns(tmp_path: Path) -> None:
+    assert main(["pocket", "--device", "cpu", "--out", str(tmp_path), "--steps", "2"]) == 0
+    rows = json.loads((tmp_path / "pocket-tiny-cpu.json").read_text())["rows"]
+    assert {row["arm"] for row in rows} == {"ours", "stock TRL"}
+    assert all(len(row["rewards"]) == len(row["times"]) == 2 for row in rows)
+
+
+def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:
+    assert main(["listener", "step", "--device", "cpu", "--out", str(tmp_path), "--budget-s", "0"]) == 0
+    found = json.loads((tmp_path / "listener-step-tiny-cpu.json").read_text())
+    assert "step: stock TRL, visual_tokens 9" in found["left_out"]
+    assert [row for row in found["rows"] if not row["arm"].startswith("floor")] == []
+
+
+def test_an_arm_without_memory_and_a_part_that_breaks_cost_only_themselves(tmp_path: Path) -> None:
+    import torch
+
+    recorder = Recorder(tmp_path / "rows.json", "cpu", {}, 100.0)
+
+    def crowded() -> None:
+        raise torch.OutOfMemoryError("no memory\nmore")
+
+    assert recorder.measure("part", "crowded", crowded) is None
+    with recorder.section("broken"):
+        raise ValueError("a mistake")
+    assert recorder.measure("part", "fine", lambda: None, units=2, unit="things") is not None
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["crowded", "failed", "fine"]
+    assert rows[0]["error"] == "out of memory: no memory"
+    assert rows[2]["things_per_s"] > 0
+    assert [row["error"] for row in recorder.failures] == ["ValueError: a mistake"]
+
+
+def test_tokens_must_be_a_square(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["listener", "--visual-tokens", "5"])
+    assert "must be squares, found [5]" in capsys.readouterr().err
