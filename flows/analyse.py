@@ -1,6 +1,6 @@
 """What lies behind the evaluations' numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prefect import flow
 
@@ -21,41 +21,54 @@ def analyse(config: PipelineConfig) -> JsonObject:
         photos = steps.read_photos(run)
         who = steps.speakers(run, steps.find_trained(run, photos))
         evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
-        found = {"uncertainty": analyse_uncertainty(run, evaluated)}
+        found = look_closer(run, photos, evaluated)
         for one in evaluated:
-            found |= analyse_speaker(run, photos, one)
-        for other in evaluated[1:]:
-            found[f"examples {other.speaker.name}"] = find_examples(run, evaluated[0], other)
+            found |= ask_more(run, photos, one)
         run.stop_services()
-        results = {name: {"path": str(ref.path), **ref.summary} for name, ref in found.items()}
-        return {"analyses": results, "mlflow_run_id": run.tracker.run_id, **run.facts()}
+        return {"analyses": outcomes(found), "mlflow_run_id": run.tracker.run_id, **run.facts()}
 
 
-def analyse_uncertainty(run: PipelineRun, evaluated: Sequence[Evaluated]) -> ArtifactRef:
-    """Entropy and margin against correctness, of all speakers."""
-    return run.stage(
-        pipeline.ANALYSE_UNCERTAINTY,
-        evaluations=[result for one in evaluated for result in one.results],
-        config=run.config.analyses.uncertainty,
-        statistics=run.config.evaluation.statistics,
-    )
-
-
-def analyse_speaker(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
-    """False claims, harder games with every listener, a judge, and asking again with photos, for one speaker."""
-    config, name = run.config.analyses, one.speaker.name
+def look_closer(run: PipelineRun, photos: Photos, evaluated: Sequence[Evaluated]) -> dict[str, ArtifactRef]:
+    """Analyse what the evaluations have written, without asking a model: a matter of seconds."""
+    config, statistics = run.config.analyses, run.config.evaluation.statistics
     found = {
-        f"hallucination {name}": run.stage(
+        "uncertainty": run.stage(
+            pipeline.ANALYSE_UNCERTAINTY,
+            evaluations=[result for one in evaluated for result in one.results],
+            config=config.uncertainty,
+            statistics=statistics,
+        )
+    }
+    for one in evaluated:
+        found[f"hallucination {one.speaker.name}"] = run.stage(
             pipeline.ANALYSE_HALLUCINATION,
-            label=name,
+            label=one.speaker.name,
             database=one.database,
             catalog=photos.catalog,
             evaluations=list(one.results),
             reference=load_reference(config.hallucination),
             listed=config.hallucination.listed,
-            statistics=run.config.evaluation.statistics,
+            statistics=statistics,
         )
-    }
+    for other in evaluated[1:]:
+        found[f"examples {other.speaker.name}"] = find_examples(run, evaluated[0], other)
+    return found
+
+
+def outcomes(found: Mapping[str, ArtifactRef]) -> JsonObject:
+    """Where results are, and what they say."""
+    return {name: {"path": str(ref.path), **ref.summary} for name, ref in found.items()}
+
+
+def analysis_paths(found: Mapping[str, ArtifactRef]) -> JsonObject:
+    """Where results are, under a name in the last line that no speaker can have."""
+    return {"analysis_results": {name: str(ref.path) for name, ref in found.items()}}
+
+
+def ask_more(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
+    """Harder games with every listener, a judge, and asking again with photos, for one speaker."""
+    config, name = run.config.analyses, one.speaker.name
+    found: dict[str, ArtifactRef] = {}
     if config.bags is not None:
         bags = {f"bags {name} {role}": ref for role, ref in play_bags(run, photos, one).items()}
         found |= bags

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows import steps
+from flows.analyse import analysis_paths, look_closer
 from flows.summary import pipeline_summary, publish
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
@@ -18,5 +19,6 @@ def evaluate(config: PipelineConfig) -> JsonObject:
         who = steps.speakers(run, adapter)
         evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
         report = steps.build_report(run, photos, adapter, evaluated, steps.compare(run, evaluated))
+        analyses = look_closer(run, photos, evaluated)
         publish(run, report, evaluated)
-        return pipeline_summary(run, report, evaluated)
+        return {**pipeline_summary(run, report, evaluated), **analysis_paths(analyses)}

@@ -1,6 +1,7 @@
 """Colours that a text names, as whole words: "cream-colored" is cream and never red."""
 
 import re
+from functools import lru_cache
 
 from lewis_core.descriptions.lexicon import COLORS
 
@@ -17,6 +18,7 @@ _SAME = {
 """Other names of a colour."""
 
 
+@lru_cache(maxsize=4096)
 def colors(text: str) -> frozenset[str]:
     """Find the colours of a text; shades are dropped ("dark green" is green), other names are one colour."""
     found = (match.group().lower() for match in _COLOR.finditer(text))

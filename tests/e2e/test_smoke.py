@@ -105,6 +105,7 @@ def test_the_same_command_goes_on_where_it_was_killed(workplace: Workplace, kill
     assert None not in result["trained"].values()
     report = Path(result["report"]).read_text()
     assert "<html" in report and "https://" not in report.replace("https://www.w3.org", "")
+    assert {"uncertainty", "hallucination trained", "examples trained"} <= set(result["analysis_results"])
     check_tracking(result)
     assert not workplace.processes()
 

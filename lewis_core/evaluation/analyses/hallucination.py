@@ -20,7 +20,7 @@ from lewis_core.descriptions.lexicon import spans
 from lewis_core.descriptions.tokens import words
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import io
-from lewis_core.evaluation.analyses.load import Evaluation, load_evaluations
+from lewis_core.evaluation.analyses.load import Evaluation, load_evaluations, mode_of
 from lewis_core.evaluation.records import Metric, Prediction
 from lewis_core.evaluation.statistics import Measured, first_by_second, formula_measure, mean_measure, summarise
 from lewis_core.pocket.language import parse_text
@@ -288,7 +288,8 @@ def false_alarms(evaluation: Evaluation, texts: Mapping[str, str], listed: int) 
         texts: Description by concept.
         listed: Items that are listed.
     """
-    asked = [p for p in evaluation.predictions if p.error is None and p.expected == 1 and "described" in p.tags]
+    proper = [p for p in evaluation.predictions if p.error is None and mode_of(p) in ("", "description")]
+    asked = [p for p in proper if p.expected == 1 and "described" in p.tags]
     kinds = sorted({p.tags["negatives"] for p in asked if "negatives" in p.tags})
     groups = [("all", asked), *((kind, [p for p in asked if p.tags.get("negatives") == kind]) for kind in kinds)]
     return [_false_alarms(evaluation.result.answering, kind, some, texts, listed) for kind, some in groups]
