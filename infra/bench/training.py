@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import TrainerCallback
@@ -235,10 +236,10 @@ class ArmBench:
         self._shared = None
         gc.collect()
         listener = world.build_model(self._options.size, self._processor, self._recorder.device, seed=1)
-        rewards.parse_or_none = _parse  # random text is no description
         if self._arm == OURS:
             facade = open_facade(listener, self._processor, self._folder)
-            with serving(facade) as client:
+            random_text = patch.object(rewards, "parse_or_none", _parse)  # it is no description
+            with serving(facade) as client, random_text:
                 reward = ListenerReward(client, ListenerRewardConfig(), requests=int(self._recorder.device == "cuda"))
                 self._train(shape, self._trainer(shape, [reward], gradient_checkpointing="auto"), 3)
             self._step_floor(shape)
