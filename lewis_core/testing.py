@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.evaluation.records import EvaluationResult, Prediction
 from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, Question, ScoreGame
-from lewis_core.records import Catalog, Concept, Database, DatabaseEntry, Description, ImageRecord
+from lewis_core.records import Catalog, Concept, Database, DatabaseEntry, Description, ImageRecord, Record
 from lewis_core.seeding import stable_rng, stable_seed
 
 
@@ -107,6 +108,39 @@ def publish_files(root: Path, kind: str, files: dict[str, str]) -> ArtifactRef:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         return store.publish(folder, kind, key, {}, "source", {}, {})
+
+
+def make_predictions(right: dict[str, bool], error: str | None = None) -> list[Prediction]:
+    """Make one prediction for each concept, answered rightly or wrongly.
+
+    Args:
+        right: Whether the answer is right, by concept id ``category/name``.
+        error: Why none of them could be asked, if so.
+    """
+    return [
+        Prediction(
+            item=f"item-{concept}",
+            concept=concept,
+            category=concept.partition("/")[0],
+            options=("a", "b"),
+            expected=0,
+            answered=None if error else 0 if is_right else 1,
+            error=error,
+        )
+        for concept, is_right in right.items()
+    ]
+
+
+def publish_evaluation(
+    root: Path, speaker: str, items: Sequence[Record], evaluation: str = "game", answering: str = "listener"
+) -> ArtifactRef:
+    """Publish an evaluation of the given items, as its stage would, but without numbers."""
+    result = EvaluationResult.model_validate(
+        {"evaluation": evaluation, "speaker": speaker, "answering": answering, "metrics": ()}
+    )
+    name = "rows.jsonl" if evaluation == "descriptions" else "predictions.jsonl"
+    lines = "".join(item.model_dump_json() + "\n" for item in items)
+    return publish_files(root, f"evaluate-{evaluation}", {"metrics.json": result.model_dump_json(), name: lines})
 
 
 class FakeModel:

@@ -12,6 +12,7 @@ from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import descriptions, game, identification, io, recognition, vqa
 from lewis_core.evaluation.records import Comparison, EvaluationName, EvaluationResult, PairedTest, Prediction
+from lewis_core.evaluation.significance import holm, mcnemar_p
 from lewis_core.evaluation.statistics import Measure, compare_measures
 from lewis_core.records import JsonObject, load_jsonl, load_record, save_record
 
@@ -33,6 +34,8 @@ HEADLINES: Mapping[str, Mapping[str, Callable[[Rows], Measure]]] = {
     },
 }
 """What is tested of each evaluation; the first is its headline."""
+MODE_OF_METRIC = {"ranking_accuracy": "ranking", "accuracy_oracle": "oracle", "accuracy_retrieval": "retrieval"}
+"""Which items a number is about, where it is not all of them."""
 
 
 def compare_speakers(
@@ -52,12 +55,12 @@ def compare_speakers(
     Raises:
         EvaluationError: If the two were not evaluated in the same way on the same items.
     """
-    speaker_before, before = _load(baseline)
-    speaker_after, after = _load(other)
+    speaker_before, before = load_speaker(baseline)
+    speaker_after, after = load_speaker(other)
     if set(before) != set(after):
         only = sorted(map(str, set(before) ^ set(after)))
         raise EvaluationError(f"{speaker_before} and {speaker_after} were not evaluated alike, only one has: {only}")
-    tests = [test for key in before for test in paired_tests(key, before[key], after[key], config)]
+    tests = correct([test for key in before for test in paired_tests(key, before[key], after[key], config)])
     save_record(
         output_dir / "comparison.json", Comparison(baseline=speaker_before, speaker=speaker_after, tests=tuple(tests))
     )
@@ -68,13 +71,14 @@ def compare_speakers(
             "/".join(filter(None, (test.evaluation, test.answering, test.metric))): {
                 "difference": test.difference,
                 "p_value": test.p_value,
+                "p_holm": test.p_holm,
             }
             for test in tests
         },
     }
 
 
-def _load(refs: Sequence[ArtifactRef]) -> tuple[str, dict[Key, Rows]]:
+def load_speaker(refs: Sequence[ArtifactRef]) -> tuple[str, dict[Key, Rows]]:
     """Read one speaker's evaluations.
 
     Raises:
@@ -114,10 +118,34 @@ def paired_tests(key: Key, baseline: Rows, other: Rows, config: StatisticsConfig
             concepts = len(after.names)
             tests.append(
                 PairedTest(
-                    evaluation=key[0], answering=key[1], metric=name, n=after.n, concepts=concepts, **result._asdict()
+                    evaluation=key[0],
+                    answering=key[1],
+                    metric=name,
+                    n=after.n,
+                    concepts=concepts,
+                    **result._asdict(),
+                    **discordant(key[0], name, baseline, other),
                 )
             )
     return tests
+
+
+def correct(tests: Sequence[PairedTest]) -> list[PairedTest]:
+    """Add Holm's correction for all tests of a comparison."""
+    adjusted = holm([test.p_value for test in tests])
+    return [test.model_copy(update={"p_holm": p}) for test, p in zip(tests, adjusted, strict=True)]
+
+
+def discordant(evaluation: str, metric: str, baseline: Rows, other: Rows) -> dict[str, Any]:
+    """Count items that only one of two speakers got right, and test them; nothing for numbers that count no items."""
+    if evaluation == "descriptions" or metric == "f1":
+        return {}
+    mode = MODE_OF_METRIC.get(metric)
+    before = {p.item: p.is_correct for p in baseline if mode in {None, p.tags.get("mode")}}
+    after = {p.item: p.is_correct for p in other if mode in {None, p.tags.get("mode")}}
+    first = sum(right and not after[item] for item, right in before.items())
+    second = sum(right and not before[item] for item, right in after.items())
+    return {"only_baseline": first, "only_other": second, "p_mcnemar": mcnemar_p(first, second)}
 
 
 def check_items(key: Key, baseline: Rows, other: Rows) -> None:

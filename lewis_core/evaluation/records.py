@@ -101,6 +101,14 @@ class PairedTest(Record):
     """Interval of the difference, concepts resampled."""
     p_value: float
     """Two-sided paired permutation test, concepts as units."""
+    p_holm: float | None = None
+    """The same after Holm's correction for all tests of this comparison."""
+    only_baseline: int | None = None
+    """Items that only the baseline got right; ``None`` where a number is no count of right items (F1, mentions)."""
+    only_other: int | None = None
+    """Items that only the other speaker got right."""
+    p_mcnemar: float | None = None
+    """Exact McNemar test of these two counts: items as units, so it takes photos of one thing for independent."""
     n: int
     """Paired items."""
     concepts: int
@@ -112,3 +120,33 @@ class Comparison(Record):
     baseline: str
     speaker: str
     tests: tuple[PairedTest, ...]
+
+
+class SeedMetric(Record):
+    """One number of several seeds."""
+
+    evaluation: EvaluationName
+    answering: str
+    metric: str
+    values: tuple[float, ...]
+    """One per speaker, in their order."""
+    mean: float
+    deviation: float
+    """Standard deviation between seeds (n - 1)."""
+    low: float | None = None
+    """Interval of the mean: concepts resampled, these very seeds."""
+    high: float | None = None
+    low_seeds: float | None = None
+    """Interval of the mean: concepts and seeds resampled; with few seeds still too narrow."""
+    high_seeds: float | None = None
+    n: int
+    """Items of each seed."""
+    concepts: int
+
+
+class SeedSummary(Record):
+    """Several trainings that differ in the seed only; ``seeds.json``."""
+
+    group: str
+    speakers: tuple[str, ...]
+    metrics: tuple[SeedMetric, ...]

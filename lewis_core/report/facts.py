@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lewis_core.evaluation.records import Comparison
 from lewis_core.report.images import PhotoAlbum
 from lewis_core.report.labels import EVALUATION_TITLES, count, format_p
 from lewis_core.report.load import ReportData, Training
-from lewis_core.report.tables import troubles
+from lewis_core.report.tables import SIGNIFICANCE, is_significant, troubles
 
 HEX = re.compile(r"[0-9a-f]{24,}")
 SHORT_HEX = 12
@@ -134,11 +135,23 @@ def _method(data: ReportData) -> list[str]:
             f"answers thing by thing; the smallest is {format_p(smallest)}. A difference is called clear when p is "
             "below 0.05 and its interval leaves out 0; several tests on one page make a chance find likelier."
         )
+        notes += [_corrected(comparison) for comparison in data.comparisons if len(comparison.tests) > 1]
         notes.append(
             "Tested are the numbers in which an item without a usable description counts as wrong, so that nobody wins "
             "by silence."
         )
     return notes
+
+
+def _corrected(comparison: Comparison) -> str:
+    """What is left of a comparison after the correction for making several tests."""
+    clear = [test for test in comparison.tests if is_significant(test)]
+    left = sum(test.p_holm is not None and test.p_holm < SIGNIFICANCE for test in clear)
+    return (
+        f"{comparison.speaker} against {comparison.baseline}: {count(len(clear), 'difference')} of "
+        f"{len(comparison.tests)} tested {'is' if len(clear) == 1 else 'are'} clear, {left} after Holm’s correction for "
+        "that many tests."
+    )
 
 
 def _troubles(data: ReportData) -> list[str]:

@@ -4,41 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation.compare import compare_speakers
 from lewis_core.evaluation.descriptions import DescriptionRow
-from lewis_core.evaluation.records import Comparison, EvaluationResult, Prediction
+from lewis_core.evaluation.records import Comparison
 from lewis_core.records import load_record
-from lewis_core.testing import publish_files
+from lewis_core.testing import make_predictions as predictions
+from lewis_core.testing import publish_evaluation as publish
 
 CONFIG = StatisticsConfig(resamples=500)
-
-
-def predictions(right: dict[str, bool], error: str | None = None) -> list[Prediction]:
-    return [
-        Prediction(
-            item=f"item-{concept}", concept=concept, category="k", options=("a", "b"), expected=0,
-            answered=None if error else 0 if is_right else 1, error=error,
-        )
-        for concept, is_right in right.items()
-    ]  # fmt: skip
-
-
-def publish(
-    root: Path,
-    speaker: str,
-    items: list[Prediction] | list[DescriptionRow],
-    evaluation: str = "game",
-    answering: str = "listener",
-) -> ArtifactRef:
-    result = EvaluationResult.model_validate(
-        {"evaluation": evaluation, "speaker": speaker, "answering": answering, "metrics": ()}
-    )
-    name = "rows.jsonl" if evaluation == "descriptions" else "predictions.jsonl"
-    lines = "".join(item.model_dump_json() + "\n" for item in items)
-    return publish_files(root, f"evaluate-{evaluation}", {"metrics.json": result.model_dump_json(), name: lines})
 
 
 CONCEPTS = [f"k/{index}" for index in range(4)]
