@@ -149,8 +149,8 @@ def _corrected(comparison: Comparison) -> str:
     left = sum(test.p_holm is not None and test.p_holm < SIGNIFICANCE for test in clear)
     return (
         f"{comparison.speaker} against {comparison.baseline}: {count(len(clear), 'difference')} of "
-        f"{len(comparison.tests)} tested {'is' if len(clear) == 1 else 'are'} clear, {left} after Holm’s correction for "
-        "that many tests."
+        f"{len(comparison.tests)} tested {'is' if len(clear) == 1 else 'are'} clear, {left} after Holm’s correction "
+        "for that many tests."
     )
 
 
