@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from lewis_core.config.base import FrozenConfig
+from lewis_core.data.limits import MAX_IMAGE_PIXELS
 from lewis_core.pocket.config import PocketWorldConfig
 
-MAX_IMAGE_PIXELS = 100_000_000
-"""No stage opens larger images."""
 LayoutName = Literal["perva", "yollava", "myvlm", "dreambooth", "this-is-my", "folders", "flat"]
 """Data sets as they are published; ``folders``: your own, by category; ``flat``: your own, without categories."""
 

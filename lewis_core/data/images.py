@@ -4,6 +4,7 @@ Content decides, never the file's name. What cannot be used raises :class:`~lewi
 reason; nothing is replaced or silently shortened (no first frame of an animation, no gray half of a truncated file).
 """
 
+import errno
 import hashlib
 import io
 import os
@@ -19,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from lewis_core.config.data import MAX_IMAGE_PIXELS as MAX_PIXELS
+from lewis_core.data.limits import MAX_IMAGE_PIXELS as MAX_PIXELS
 from lewis_core.data.looks import Look, look_at
 from lewis_core.errors import ImageError
 from lewis_core.records import ImageRecord
@@ -69,15 +70,18 @@ def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Ex
     Raises:
         ImageError: If the file cannot be used; the reason is for people.
     """
-    path = f"{root}/{relative}"
-    data = _read(root, relative, max_pixels) if Path(path).is_symlink() else _read_regular(path, relative, max_pixels)
+    data = _read_regular(f"{root}/{relative}", relative, max_pixels, follow=False)
+    if data is None:  # a link
+        data = _read(root, relative, max_pixels)
     (width, height), look = _decode(relative, data, max_pixels, _examine)
     return Examined(hashlib.sha256(data).hexdigest(), width, height, look)
 
 
 def _examine(image: Image.Image) -> tuple[tuple[int, int], Look]:
     """Decode an opened image as small as possible: its upright size, and its look."""
-    size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+    size, orientation = image.size, 1
+    if image.format != "JPEG" or "exif" in image.info or "xmp" in image.info:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     image.draft(None, _SMALLEST)
     image.load()
     if orientation in _TURNED:
@@ -170,13 +174,17 @@ def _read(root: Path, relative: str, max_pixels: int) -> bytes:
         raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
     if not inside:
         raise ImageError(relative, "a link out of the data root; links are followed inside of it only")
-    return _read_regular(str(path), relative, max_pixels)
+    data = _read_regular(str(path), relative, max_pixels)
+    if data is None:
+        raise ImageError(relative, "a link to a link that was changed meanwhile")
+    return data
 
 
-def _read_regular(path: str, relative: str, max_pixels: int) -> bytes:
-    """Read a regular file of a likely size."""
+def _read_regular(path: str, relative: str, max_pixels: int, follow: bool = True) -> bytes | None:
+    """Read a regular file of a likely size; ``None`` for a link that is not to be followed."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe does not hold us up
+        descriptor = os.open(path, flags)  # without waiting for the other end, if it is a pipe
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -192,6 +200,8 @@ def _read_regular(path: str, relative: str, max_pixels: int) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(relative, "missing, or a link to nothing") from error
     except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            return None
         raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
 
 
