@@ -98,6 +98,7 @@ def train_on_rows(
 ) -> JsonObject:
     """Train on rows that are in memory, with any listener; else as :func:`train_speaker`."""
     from lewis_core.training.callbacks import ReportCallback, StopOnSignal
+    from lewis_core.training.checkpoints import newest_checkpoint
 
     build_rewards(config.rewards, listener)
     checkpoint = newest_checkpoint(work_dir / "checkpoints")
@@ -168,17 +169,6 @@ def load_rows(folder: Path, config: TrainSpeakerConfig) -> "Dataset":
             "build more games, or lower it"
         )
     return rows
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Find the complete checkpoint of the latest step; half-written ones are removed by the main process."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / "complete").is_file():
-            complete.append(path)
-        elif int(os.environ.get("RANK", "0")) == 0:
-            shutil.rmtree(path, ignore_errors=True)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def build_trainer(
@@ -298,7 +288,6 @@ def training_arguments(
         fp16=False,
         save_strategy="steps",
         save_steps=config.save_steps,
-        save_total_limit=2,
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,
@@ -358,7 +347,8 @@ def _write_results(
     work_dir: Path,
 ) -> JsonObject:
     """Write the adapter, the logs and the summary; every process takes part in gathering the weights."""
-    from lewis_core.training.callbacks import COMPLETIONS, METRICS, read_rows
+    from lewis_core.training.callbacks import COMPLETIONS, METRICS
+    from lewis_core.training.journal import read_rows
 
     trainer.save_model(str(work_dir / "final"))
     metrics = read_rows(work_dir / METRICS)

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-from lewis_core.errors import ListenerUnavailableError
+from lewis_core.errors import CheckpointError, ListenerUnavailableError
 from lewis_core.rewards.trl import OUTAGES, ListenerReward
+from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
+from lewis_core.training.journal import Journal
+from lewis_core.training.order import EpochSampler
 
 if TYPE_CHECKING:
     GRPOTrainer: Any  # TRL's own annotations leave open what is always set once the trainer is built
@@ -27,8 +31,8 @@ else:
     from trl import GRPOTrainer
 
 logger = logging.getLogger(__name__)
-COMPLETE = "complete"
-"""Marker file that is written into a checkpoint last."""
+MAX_FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written end training."""
 Row = dict[str, Any]
 
 
@@ -55,11 +59,33 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._queries: list[str] = []  # photo of each distinct prompt of the current generation batch
         self._generated_at = -1  # TRL's step of the current generation batch
         self._clock = StepClock()
+        self._last_step, self._failed_saves = checkpoints.LastStep(), 0
+        self.add_callback(self._last_step)
+        self.journals: list[Journal] = []
+        """Files whose rows have to be on the disk before a checkpoint counts."""
         self._listener = next((f for f in self.reward_funcs if isinstance(f, ListenerReward)), None)
         self._image_token: int = self.model.config.image_token_id
         size = self.args.per_device_train_batch_size
         if size % self.num_generations:
             raise ValueError(f"per_device_train_batch_size ({size}) must be a multiple of num_generations")
+
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        """As in TRL, except that a run which goes on finds the order of its epoch."""
+        rows = self.train_dataset if dataset is None else dataset
+        size = self.args.generation_batch_size // self.num_generations
+        repeats = self.num_iterations * self.args.steps_per_generation
+        updates = max(1, len(rows) // size * repeats // self.args.gradient_accumulation_steps)
+        return EpochSampler(
+            epoch=lambda: self.state.global_step // updates,
+            data_source=rows,
+            mini_repeat_count=self.num_generations,
+            batch_size=size,
+            repeat_count=repeats,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
 
     # Generation ------------------------------------------------------------------------------------------------
 
@@ -246,16 +272,51 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         if "loss" in logs:
             logs.update(self._clock.take())
         super().log(logs, start_time)
+        del self.state.log_history[:-1]  # every checkpoint would hold it all, and the journals have it
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save as TRL does, then mark the checkpoint as complete."""
-        super()._save_checkpoint(model, trial)
+        """Save as TRL does, whole or not at all; a full disk does not end training unless it stays full."""
+        failure = self._try_to_save(model, trial)
+        if failure:
+            checkpoints.prune(Path(self.args.output_dir), kept=1)  # makes room
+            failure = self._try_to_save(model, trial)
+        if not failure:
+            self._failed_saves = 0
+            return
+        self._failed_saves += 1
+        message = f"checkpoint {self.state.global_step} cannot be written ({failure})"
+        if self._failed_saves >= MAX_FAILED_SAVES:
+            raise CheckpointError(
+                f"{message}, and neither could the {self._failed_saves - 1} before it; make room below "
+                f"{self.args.output_dir} and run the same command: training goes on from its last checkpoint"
+            )
+        logger.error("%s; training goes on and tries again at the next one", message)
+
+    def _try_to_save(self, model: Any, trial: Any) -> str:
+        """Write and seal a checkpoint; returns what kept some process from it, else an empty text."""
+        folder, failure = self.checkpoint_folder(), ""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if (found := checkpoints.write_failure(error)) is None:
+                raise
+            failure = found
+        failures = [text for text in gather_object([failure]) if text]
+        if self.accelerator.is_main_process and not failures:
+            try:
+                for journal in self.journals:
+                    journal.flush(durable=True)
+                checkpoints.seal(folder)
+                checkpoints.prune(folder.parent)
+            except OSError as error:
+                failure = str(error)
+        failures += [text for text in gather_object([failure]) if text]
+        if failures and self.accelerator.is_main_process:
+            checkpoints.remove(folder)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (self.checkpoint_folder() / COMPLETE).touch()
-        self.accelerator.wait_for_everyone()
+        return failures[0] if failures else ""
 
     def checkpoint_folder(self) -> Path:
         """Where the checkpoint of the current step is, or would be."""
@@ -264,7 +325,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     def save_last_step(self) -> None:
         """Save the state after the last finished step, if a step was finished and it is not saved yet."""
         self.model.zero_grad()
-        if self.state.global_step and not (self.checkpoint_folder() / COMPLETE).is_file():
+        self._last_step.rewind(self.state)
+        if self.state.global_step and not checkpoints.is_sealed(self.checkpoint_folder()):
             self._save_checkpoint(self.model, None)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

@@ -19,9 +19,11 @@ from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.images import ImageFolder
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoint
-from lewis_core.training.callbacks import read_rows, rename_metrics
+from lewis_core.training.callbacks import rename_metrics
+from lewis_core.training.checkpoints import newest_checkpoint, seal
+from lewis_core.training.journal import read_rows
 from lewis_core.training.queries import separate_photos
-from lewis_core.training.speaker import check_batches, load_rows, newest_checkpoint, train_on_rows, train_speaker
+from lewis_core.training.speaker import check_batches, load_rows, train_on_rows, train_speaker
 
 RUNTIME = Runtime(device="cpu", torch_threads=1)
 
@@ -208,8 +210,9 @@ def test_a_lost_listener_costs_no_finished_step(train: Any, tmp_path: Path, monk
 def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
     for name, complete in (("checkpoint-2", True), ("checkpoint-10", True), ("checkpoint-12", False)):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("weights")
         if complete:
-            (tmp_path / name / "complete").touch()
+            seal(tmp_path / name)
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-10"  # by number, not by name
