@@ -25,13 +25,13 @@ from lewis_core.records import Record
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 """When, where and with what it was made; differs between runs, so it is no part of the content."""
-_digests: dict[tuple[str, int, int, int], str] = {}
+_digests: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def digest_file(path: Path) -> str:
-    """Digest a file's bytes (sha256, hex); remembered while its size, inode and time of change stay the same."""
+    """Digest a file's bytes (sha256, hex); remembered while its size, inode and times of change stay the same."""
     status = path.stat()
-    memo = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
+    memo = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     if memo not in _digests:
         with path.open("rb") as file:
             _digests[memo] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -128,6 +128,24 @@ def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PI
     return _decode(image.path, read_image_bytes(data_root, image), limit, _upright_rgb)
 
 
+def load_file(file: Path, shown: str, max_pixels: int = MAX_PIXELS, sha256: str | None = None) -> Image.Image:
+    """Load one regular file, wherever it is, as RGB pixels, upright.
+
+    Args:
+        file: The file; the caller has made sure that it may be read.
+        shown: What errors call it.
+        max_pixels: Larger images are refused before they are decoded.
+        sha256: Digest that the bytes must have, if it is known.
+
+    Raises:
+        ImageError: If the file cannot be used, or is no longer the one with this digest.
+    """
+    data = _read_regular(str(file), shown, max_pixels, follow=False)
+    if data is None or (sha256 is not None and hashlib.sha256(data).hexdigest() != sha256):
+        raise ImageError(shown, "the file was changed while it was in use; ask again")
+    return _decode(shown, data, max_pixels, _upright_rgb)
+
+
 def load_thumbnail(data_root: Path, image: ImageRecord, size: int) -> Image.Image:
     """Load an image as RGB pixels, upright, at most ``size`` pixels wide and high.
 

@@ -169,8 +169,13 @@ class VisionLanguageModel:
         ]
 
 
-def open_model(ref: ModelRef, runtime: Runtime, image_root: Path) -> VisionLanguageModel:
-    """Load a model that answers about images below a folder.
+def open_model(ref: ModelRef, runtime: Runtime, images: Path | ImageSource) -> VisionLanguageModel:
+    """Load a model that answers about images.
+
+    Args:
+        ref: The model.
+        runtime: How it runs.
+        images: Where image references lead, or the folder that they are relative to.
 
     Raises:
         ModelError: If it cannot be loaded.
@@ -184,9 +189,8 @@ def open_model(ref: ModelRef, runtime: Runtime, image_root: Path) -> VisionLangu
         num_workers=runtime.num_workers,
         cache_bytes=runtime.vision_cache_mib << 20,
     )
-    return VisionLanguageModel(
-        model, processor, prompt_set(ref.prompts), ImageFolder(image_root), engine=ref.engine, options=options
-    )
+    source = ImageFolder(images) if isinstance(images, Path) else images
+    return VisionLanguageModel(model, processor, prompt_set(ref.prompts), source, engine=ref.engine, options=options)
 
 
 def _log_probs(logits: Tensor, choices: Sequence[Sequence[int]]) -> Tensor:
