@@ -1,14 +1,15 @@
 """Ask a model service: an :class:`~lewis_core.models.protocol.AnsweringModel` over HTTP. Imports no torch.
 
 Big requests are sent in chunks, several at a time, spread over the replicas. What may pass (a full queue, a model that
-is loading, a lost connection) is tried again until a deadline; everything else raises at once. Every question is a
-pure function, so asking twice is harmless. A missing answer is an error, never a number.
+is loading, a lost connection) is tried again until a deadline, at another replica first (:mod:`.replicas`); everything
+else raises at once. Every question is a pure function, so asking twice is harmless. A missing answer is an error, never
+a number. The service is told how long this client waits, so that it drops what nobody waits for any more.
 """
 
 import logging
 import random
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -18,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from lewis_core.errors import ListenerBusyError, ListenerError, ListenerUnavailableError
+from lewis_core.listener.replicas import Replicas
 from lewis_core.listener.schemas import (
     ChoiceAnswer,
     ChoiceItem,
@@ -70,8 +72,9 @@ class HttpModel:
         connections: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._urls = [url.rstrip("/") for url in ([urls] if isinstance(urls, str) else urls)]
-        if not self._urls:
+        given = [urls] if isinstance(urls, str) else urls
+        self._replicas = Replicas(list(dict.fromkeys(url.rstrip("/") for url in given)))
+        if not len(self._replicas):
             raise ValueError("expected at least one URL")
         self._patience_s = {ListenerBusyError: deadline_s, ListenerUnavailableError: outage_s}
         self._backoff_s, self._max_rows = backoff_s, max_rows
@@ -83,7 +86,7 @@ class HttpModel:
             trust_env=False,
         )
         self._pool = ThreadPoolExecutor(connections, thread_name_prefix="http-model")
-        self._turn, self._lock = 0, threading.Lock()
+        self._headers = {"Content-Type": "application/json", "X-Request-Timeout": f"{min(timeout_s, 86_400.0):g}"}
 
     def score(self, games: Sequence[ScoreGame]) -> list[GameScores]:
         """Score every description of each game against every candidate.
@@ -142,7 +145,7 @@ class HttpModel:
 
     def readiness(self) -> list[Readiness | None]:
         """What each replica says of itself; ``None`` where nobody answers."""
-        return [self._readiness(url) for url in self._urls]
+        return [self._readiness(url) for url in self._replicas.urls]
 
     def close(self) -> None:
         """Close all connections."""
@@ -171,13 +174,14 @@ class HttpModel:
     def _post(self, path: str, body: BaseModel, answer_type: type[Answer]) -> Answer:
         """Send one request, to one replica after another, until one answers or the deadline has passed."""
         content, started = body.model_dump_json(), time.monotonic()
-        first, attempt = self._next_turn(), 0
+        attempt, failed = 0, deque[str](maxlen=len(self._replicas) - 1)
         while True:
-            url = self._urls[(first + attempt) % len(self._urls)]
+            url = self._replicas.next(failed)
             try:
-                return self._post_once(url + path, content, answer_type)
+                return self._post_once(url, path, content, answer_type)
             except (ListenerBusyError, ListenerUnavailableError) as error:
                 attempt += 1
+                failed.append(url)
                 pause = self._pause(attempt, error.retry_after_s if isinstance(error, ListenerBusyError) else 0.0)
                 if time.monotonic() + pause > started + self._patience_s[type(error)]:
                     raise
@@ -186,17 +190,20 @@ class HttpModel:
 
     def _pause(self, attempt: int, retry_after_s: float) -> float:
         """Seconds before the next attempt: none while there are replicas that were not asked in this round."""
-        rounds, rest = divmod(attempt, len(self._urls))
+        rounds, rest = divmod(attempt, len(self._replicas))
         if rest:
             return 0.0
         backoff = min(10.0, self._backoff_s * 2.0 ** min(rounds - 1, 10))
         return max(retry_after_s, backoff) * random.uniform(0.8, 1.2)
 
-    def _post_once(self, url: str, content: str, answer_type: type[Answer]) -> Answer:
+    def _post_once(self, replica: str, path: str, content: str, answer_type: type[Answer]) -> Answer:
+        url = replica + path
         try:
-            response = self._client.post(url, content=content, headers={"Content-Type": "application/json"})
+            response = self._client.post(url, content=content, headers=self._headers)
         except httpx.TransportError as error:
+            self._replicas.failed(replica)
             raise ListenerUnavailableError(f"{url} does not answer: {type(error).__name__}: {error}") from error
+        self._replicas.succeeded(replica)
         if response.status_code != 200:
             raise _error_of(url, response)
         try:
@@ -209,11 +216,6 @@ class HttpModel:
             return Readiness.model_validate_json(self._client.get(url + "/readyz", timeout=5.0).content)
         except (httpx.TransportError, ValidationError):
             return None
-
-    def _next_turn(self) -> int:
-        with self._lock:
-            self._turn += 1
-            return self._turn
 
 
 def _error_of(url: str, response: httpx.Response) -> ListenerError:
