@@ -11,11 +11,10 @@ LewisError
 ├── ModelError                  a checkpoint is missing, incomplete or of an unsupported architecture
 ├── DescriptionError            speaker text does not follow the thinking / coarse / detailed format
 ├── ListenerError               the model service answered wrongly, or refused the request
+│   ├── ListenerDeadlineError   the answer was not ready when the request's own deadline had passed
 │   ├── ListenerBusyError       retryable: no free slot before the deadline
 │   └── ListenerUnavailableError retryable: nobody answers at the address
 ├── TrainingError               training cannot start, or cannot go on
-│   ├── CheckpointError         checkpoints cannot be written, again and again
-│   └── WatchdogError           training went wrong in a known way; the evidence is saved
 ├── EvaluationError             predictions, database and catalog do not belong together
 └── ProcessError                a child process ended with an error; carries its last lines
 
@@ -88,6 +87,10 @@ class ListenerError(LewisError):
         self.status, self.request_id = status, request_id
 
 
+class ListenerDeadlineError(ListenerError):
+    """The answer was not ready when the request's own deadline had passed."""
+
+
 class ListenerBusyError(ListenerError):
     """Retryable: the service had no free slot before the deadline."""
 
@@ -101,14 +104,6 @@ class ListenerUnavailableError(ListenerError):
 
 class TrainingError(LewisError):
     """Training cannot start, or cannot go on."""
-
-
-class CheckpointError(TrainingError):
-    """Checkpoints cannot be written, again and again."""
-
-
-class WatchdogError(TrainingError):
-    """Training went wrong in a known way; the evidence is saved."""
 
 
 class EvaluationError(LewisError):

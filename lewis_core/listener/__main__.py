@@ -1,7 +1,8 @@
 """Serve one model: ``python -m lewis_core.listener --model pocket:listener --image-root photos --port 9000``.
 
-Exit status: 0 after SIGTERM or Ctrl-C, 2 for wrong arguments, 3 when the model cannot be loaded, 98 when the port is
-taken. The service listens on loopback unless told otherwise, and beyond loopback only with a token.
+Exit status: 0 after SIGTERM or Ctrl-C, 2 for wrong arguments, 3 when the model cannot be loaded, 70 when it can no
+longer be run, 98 when the port is taken. The service listens on loopback unless told otherwise, and beyond loopback
+only with a token. SIGTERM drains it; SIGHUP makes it read its tokens and ``--model`` again and exchange the model.
 """
 
 import argparse
@@ -20,14 +21,20 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.data.limits import MAX_IMAGE_PIXELS
 from lewis_core.errors import ConfigError, LewisError
+from lewis_core.listener.access import Access, parse_tokens, read_token_file
+from lewis_core.listener.limits import ServiceLimits
 from lewis_core.threads import WAITING
 
 if TYPE_CHECKING:
+    from lewis_core.models.images import ImageFolder
     from lewis_core.models.protocol import AnsweringModel
 
 logger = logging.getLogger("lewis_core.listener")
-LOAD_FAILED, PORT_TAKEN = 3, 98
+LOAD_FAILED, BROKEN, PORT_TAKEN = 3, 70, 98
+LIMITS = ("max_body_bytes", "max_images", "max_rows", "max_waiting", "max_wait_s", "deadline_s", "max_call_s")
+"""Limits that can be set on the command line, under their own names."""
 PIXELS_PER_TOKEN = 28 * 28
 """Of Qwen2-VL and Qwen2.5-VL: two by two patches of 14 by 14."""
 
@@ -41,10 +48,23 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--engine", choices=("shared_prefix", "plain"), help="how it runs, if not as --model says: plain is slow"
     )
-    parser.add_argument("--image-root", required=True, type=Path, help="folder that image references are relative to")
+    parser.add_argument(
+        "--image-root",
+        required=True,
+        type=Path,
+        action="append",
+        help="folder that image references are relative to; repeat it to allow more folders",
+    )
+    parser.add_argument(
+        "--catalog", type=Path, help="catalog.json of the first folder, for references by content: sha256:<digest>"
+    )
+    parser.add_argument(
+        "--max-image-pixels", type=int, default=MAX_IMAGE_PIXELS, help="larger images are refused before decoding"
+    )
     parser.add_argument("--port", required=True, type=int, help="0 takes a free one, which is logged")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--token-file", type=Path, help="file with the bearer token that clients must send")
+    parser.add_argument("--token-file", type=Path, help="file of bearer tokens that clients may send, one a line")
+    parser.add_argument("--token-env", metavar="NAME", help="environment variable that holds such lines")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode images")
@@ -52,7 +72,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, help="tokens of one forward pass that scores or answers")
     parser.add_argument("--vision-cache-mib", type=int, default=2048, help="memory for vision features of images")
     parser.add_argument("--compile-layers", action="store_true", help="compile norms and MLPs: pays in long runs")
-    parser.add_argument("--max-waiting", type=int, default=128, help="requests that may wait; more get 503")
+    parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for answers after SIGTERM")
+    for name in LIMITS:
+        field = ServiceLimits.model_fields[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float if name.endswith("_s") else int,
+            default=field.default,
+            help=(field.description or "").partition("\n")[0],
+        )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return parser.parse_args(arguments)
 
@@ -79,23 +107,23 @@ def read_model_ref(text: str, engine: str | None = None) -> ModelRef:
     return ref.model_copy(update={"engine": engine}) if engine else ref
 
 
-def read_token(path: Path | None, host: str) -> str | None:
-    """Read the token; beyond loopback there has to be one.
+def read_tokens(file: Path | None, variable: str | None, host: str) -> tuple[str, ...]:
+    """Read the tokens; beyond loopback there has to be one.
+
+    Args:
+        file: File of tokens.
+        variable: Name of an environment variable of tokens; both together are admitted.
+        host: Where the service listens.
 
     Raises:
-        ConfigError: If it is needed and missing, or empty.
+        ConfigError: If they are needed and missing, empty or too short.
     """
-    if path is None:
-        if not _is_loopback(host):
-            raise ConfigError(f"--host {host} can be reached from other machines; it needs a --token-file")
-        return None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigError(f"the token file {path} cannot be read: {error.strerror}") from error
-    if not token:
-        raise ConfigError(f"the token file {path} is empty")
-    return token
+    tokens = read_token_file(file) if file else ()
+    if variable:
+        tokens += parse_tokens(os.environ.get(variable, ""), f"the environment variable {variable}")
+    if not tokens and not _is_loopback(host):
+        raise ConfigError(f"--host {host} can be reached from other machines; it needs a --token-file (or --token-env)")
+    return tokens
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -125,9 +153,12 @@ def main(arguments: Sequence[str]) -> int:
     for variable, value in WAITING.items():
         os.environ.setdefault(variable, value)
     try:
-        ref, token = read_model_ref(args.model, args.engine), read_token(args.token_file, args.host)
-        if not args.image_root.is_dir():
-            raise ConfigError(f"the image root {args.image_root} is not a folder")
+        ref, access = read_model_ref(args.model, args.engine), Access(_tokens(args))
+        for root in args.image_root:
+            if not root.is_dir():
+                raise ConfigError(f"the image root {root} is not a folder")
+        images = open_images(args)
+        limits = read_limits(args, ref)
         listening = bind(args.host, args.port)
     except LewisError as error:
         logger.error("%s", error)
@@ -137,44 +168,91 @@ def main(arguments: Sequence[str]) -> int:
         reason = "address already in use" if taken else error.strerror
         logger.error("cannot listen on %s port %d: %s", args.host, args.port, reason)
         return PORT_TAKEN if taken else 2
-    return _serve(args, ref, token, listening)
+    return _serve(args, ref, images, access, limits, listening)
 
 
-def _serve(args: argparse.Namespace, ref: ModelRef, token: str | None, listening: socket.socket) -> int:
-    import uvicorn
+def open_images(args: argparse.Namespace) -> "ImageFolder":
+    """The folders that image references may lead to.
 
-    from lewis_core.listener.service import ServiceLimits, create_app
+    Raises:
+        DataError: If the catalog cannot be read.
+    """
+    from lewis_core.models.images import ImageFolder
+    from lewis_core.records import Catalog, load_record
 
-    failures: list[BaseException] = []
+    catalog = load_record(args.catalog, Catalog) if args.catalog else None
+    first, *others = args.image_root
+    return ImageFolder(first, others, catalog, max_pixels=args.max_image_pixels)
 
-    def load() -> "AnsweringModel":
+
+def read_limits(args: argparse.Namespace, ref: ModelRef) -> ServiceLimits:
+    """The service's limits.
+
+    Raises:
+        ConfigError: If one is impossible.
+    """
+    given = {name: getattr(args, name) for name in LIMITS}
+    try:
+        return ServiceLimits(**given, image_tokens=max(1, ref.max_pixels // PIXELS_PER_TOKEN))
+    except ValueError as error:
+        raise ConfigError(f"impossible limits: {error}") from error
+
+
+def _tokens(args: argparse.Namespace) -> tuple[str, ...]:
+    return read_tokens(args.token_file, args.token_env, args.host)
+
+
+def _serve(
+    args: argparse.Namespace,
+    ref: ModelRef,
+    images: "ImageFolder",
+    access: Access,
+    limits: ServiceLimits,
+    listening: socket.socket,
+) -> int:
+    from lewis_core.listener.server import make_server
+    from lewis_core.listener.service import create_app
+
+    failures: list[int] = []
+    runtime = Runtime(
+        device=args.device,
+        num_workers=args.workers,
+        torch_threads=args.threads,
+        batch_size=args.batch_size,
+        batch_tokens=args.batch_tokens,
+        vision_cache_mib=args.vision_cache_mib,
+        compile_layers=args.compile_layers,
+    )
+
+    def load(chosen: ModelRef = ref) -> "AnsweringModel":
         from lewis_core.models.vlm import open_model
 
-        runtime = Runtime(
-            device=args.device,
-            num_workers=args.workers,
-            torch_threads=args.threads,
-            batch_size=args.batch_size,
-            batch_tokens=args.batch_tokens,
-            vision_cache_mib=args.vision_cache_mib,
-            compile_layers=args.compile_layers,
-        )
-        return open_model(ref, runtime, args.image_root)
+        return open_model(chosen, runtime, images)
 
     def fail(error: BaseException) -> None:
-        failures.append(error)
+        failures.append(LOAD_FAILED if worker.generation == 1 and not worker.was_ready else BROKEN)
         server.should_exit = True
 
-    limits = ServiceLimits(max_waiting=args.max_waiting, image_tokens=max(1, ref.max_pixels // PIXELS_PER_TOKEN))
-    app = create_app(load, model_name=ref.path, token=token, limits=limits, on_failure=fail)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10)
-    server = uvicorn.Server(config)
+    def read_again() -> None:
+        try:
+            access.replace(_tokens(args))
+            chosen = read_model_ref(args.model, args.engine)
+        except LewisError as error:
+            logger.error("nothing was exchanged: %s", error)
+            return
+        logger.info("tokens were read again; loading %s", chosen.path)
+        worker.reload(lambda: load(chosen))
+
+    app = create_app(load, model_name=ref.path, access=access, limits=limits, on_failure=fail)
+    worker = app.state.worker
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has stopped
         signal.signal(number, _ignore)
+    server = make_server(app, drain_s=args.drain_s, on_hangup=read_again)
+    signal.signal(signal.SIGHUP, server.hang_up)
     logger.info("listening on http://%s:%d, loading %s", args.host, listening.getsockname()[1], ref.path)
     server.run(sockets=[listening])
     logger.info("stopped")
-    return LOAD_FAILED if failures else 0
+    return failures[0] if failures else 0
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
@@ -190,7 +268,9 @@ def _is_loopback(host: str) -> bool:
 
 if __name__ == "__main__":
     exit_status = main(sys.argv[1:])
-    if any(thread.name == "model" for thread in threading.enumerate()):  # busy in native code, which would abort
+    if any(
+        thread.name in ("model", "loader") for thread in threading.enumerate()
+    ):  # busy in native code, which would abort
         logging.shutdown()
         os._exit(exit_status)
     sys.exit(exit_status)

@@ -22,6 +22,7 @@ class ServiceMetrics:
         queue_length: Asked for the number of waiting requests.
         vision_cache: Asked how well vision features are reused.
         clock: Seconds, monotonic.
+        queue_age: Asked for the age of the oldest waiting request, in seconds.
     """
 
     def __init__(
@@ -29,12 +30,15 @@ class ServiceMetrics:
         queue_length: Callable[[], int] = lambda: 0,
         vision_cache: Callable[[], CacheStatistics | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        queue_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._queue_length, self._clock, self._lock = queue_length, clock, threading.Lock()
-        self._vision_cache = vision_cache
+        self._vision_cache, self._queue_age = vision_cache, queue_age
         self._requests: Counter[tuple[str, int]] = Counter()
         self._rows: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
         self._buckets = [0] * (len(BUCKETS_S) + 1)
         self._latency_sum = 0.0
         self._logged_at, self._unlogged = clock(), Counter[str]()
@@ -58,6 +62,11 @@ class ServiceMetrics:
             self._rows[kind] += rows
             self._unlogged[f"rows of {kind}"] += rows
 
+    def count_dropped(self, reason: str, count: int) -> None:
+        """Count requests that were let in and then dropped: ``given_up``, ``deadline``, ``age`` or ``crash``."""
+        with self._lock:
+            self._dropped[reason] += count
+
     def render(self) -> str:
         """All numbers, as Prometheus reads them."""
         with self._lock:
@@ -75,6 +84,10 @@ class ServiceMetrics:
                 *(f'lewis_model_calls_total{{kind="{kind}"}} {count}' for kind, count in sorted(self._calls.items())),
                 "# TYPE lewis_queue_length gauge",
                 f"lewis_queue_length {self._queue_length()}",
+                "# TYPE lewis_queue_age_seconds gauge",
+                f"lewis_queue_age_seconds {self._queue_age():.3f}",
+                "# TYPE lewis_dropped_total counter",
+                *(f'lewis_dropped_total{{reason="{reason}"}} {n}' for reason, n in sorted(self._dropped.items())),
                 *self._cache_lines(),
                 *self._histogram(),
             ]

@@ -5,13 +5,15 @@ number of prompts, each with the answers to choose from. Games are the listener'
 Image references are paths relative to the service's image root, with forward slashes.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from lewis_core.records import Record
 
 MAX_TEXT = 8192
+Patience = Annotated[float | None, Field(gt=0, le=86_400, allow_inf_nan=False)]
+"""Seconds after which an answer is not wanted any more; the header ``X-Request-Timeout`` says the same."""
 
 
 class ScoreGame(Record):
@@ -76,7 +78,7 @@ class GenerateItem(Record):
     num_return: int = Field(default=1, ge=1, le=256)
     """Completions; more than one needs a temperature above 0."""
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    temperature: float = Field(default=0.0, ge=0, le=10)
+    temperature: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
     """0 is greedy."""
     seed: int = 0
     """Seed of sampling."""
@@ -86,6 +88,7 @@ class ScoreRequest(Record):
     """Body of ``POST /v1/score``."""
 
     games: tuple[ScoreGame, ...] = Field(min_length=1, max_length=1024)
+    timeout_s: Patience = None
 
 
 class ScoreResponse(Record):
@@ -99,6 +102,7 @@ class ChooseRequest(Record):
     """Body of ``POST /v1/choose``."""
 
     items: tuple[ChoiceItem, ...] = Field(min_length=1, max_length=4096)
+    timeout_s: Patience = None
 
 
 class ChooseResponse(Record):
@@ -112,6 +116,7 @@ class GenerateRequest(Record):
     """Body of ``POST /v1/generate``."""
 
     items: tuple[GenerateItem, ...] = Field(min_length=1, max_length=1024)
+    timeout_s: Patience = None
 
 
 class GenerateResponse(Record):
@@ -153,9 +158,12 @@ class CacheStatistics(Record):
 class Readiness(Record):
     """Body of ``GET /readyz``."""
 
-    status: Literal["loading", "ready", "failed"]
+    status: Literal["loading", "ready", "stopping", "failed"]
     model: str
     detail: str = ""
+    """Why it failed, or why the last exchange of the model did."""
+    generation: int = 1
+    """Counts the models that the service has had."""
     vision_cache: CacheStatistics | None = None
     """Vision features of images that are kept; ``None`` if the model keeps none."""
 

@@ -9,18 +9,20 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from lewis_core.config.base import FrozenConfig
-from lewis_core.errors import ImageAccessError, ImageError, ListenerBusyError, ModelError
-from lewis_core.listener.budget import estimate_tokens
+from lewis_core.errors import ImageAccessError, ImageError, ListenerBusyError, ListenerDeadlineError, ModelError
+from lewis_core.listener.access import Access
+from lewis_core.listener.budget import check_items, estimate_tokens
 from lewis_core.listener.http import RequestEnvelope, problem_response
+from lewis_core.listener.jobs import Job, Kind
+from lewis_core.listener.limits import ServiceLimits
 from lewis_core.listener.schemas import (
     ChoiceAnswer,
     ChoiceItem,
@@ -28,6 +30,7 @@ from lewis_core.listener.schemas import (
     ChooseResponse,
     GenerateRequest,
     GenerateResponse,
+    Problem,
     Question,
     Readiness,
     ReferenceBatchRequest,
@@ -39,32 +42,43 @@ from lewis_core.listener.schemas import (
     ScoreResponse,
 )
 from lewis_core.listener.scoring import predicted_index, reference_reward_score, yes_log_odds, yes_probability
-from lewis_core.listener.worker import Job, Kind, ModelWorker
+from lewis_core.listener.worker import ModelWorker
 from lewis_core.models.answers import YES_NO
 from lewis_core.models.protocol import AnsweringModel
 
-
-class ServiceLimits(FrozenConfig):
-    """How much a service takes."""
-
-    max_body_bytes: int = Field(default=32 << 20, ge=1)
-    """Larger request bodies get 413."""
-    max_rows: int = Field(default=65_536, ge=1)
-    """Pairs, questions or completions of one request; more get 413."""
-    max_waiting: int = Field(default=128, ge=1)
-    """Requests that wait for the model; further ones get 503."""
-    call_tokens: int = Field(default=65_536, ge=1)
-    """Waiting requests of the same kind share a call of the model up to about this many tokens; larger ones are served
-    in slices, between which the others have their turn."""
-    image_tokens: int = Field(default=512, ge=1)
-    """About how many visual tokens an image has."""
+WATCH_S = 1.0
+"""How often a call of the model that takes too long is looked for."""
+HeaderPatience = Annotated[
+    float | None,
+    Header(
+        alias="X-Request-Timeout",
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds after which the answer is not wanted any more; 504 then.",
+    ),
+]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
+    for status, text in {
+        400: "The body is not JSON",
+        401: "No valid bearer token",
+        403: "An image outside of the allowed folders, or a request of a web page",
+        408: "The body came too slowly",
+        413: "Too many bytes, rows or images",
+        422: "A field, an image or a combination that cannot be processed",
+        500: "The service failed on this request",
+        503: "Busy, loading or stopping; Retry-After says when to ask again",
+        504: "The request's own deadline has passed",
+    }.items()
+}
 
 
 def create_app(
     load: Callable[[], AnsweringModel],
     *,
     model_name: str,
-    token: str | None = None,
+    access: Access | None = None,
     limits: ServiceLimits | None = None,
     on_failure: Callable[[BaseException], None] = lambda error: None,
 ) -> FastAPI:
@@ -73,36 +87,52 @@ def create_app(
     Args:
         load: Makes the model; called once, in the thread that will run it, when the application starts.
         model_name: Shown by ``/readyz``.
-        token: Bearer token that clients must send.
+        access: Who may ask; everybody by default.
         limits: How much it takes.
-        on_failure: Called with the error when the model cannot be loaded.
+        on_failure: Called with the error when the model cannot be loaded, or no longer be run.
 
     Returns:
-        The application; start it with uvicorn.
+        The application, with its worker as ``app.state.worker``; start it with uvicorn.
     """
     limits = limits or ServiceLimits()
-    worker = ModelWorker(load, limits.max_waiting, limits.call_tokens, on_failure)
+    worker = ModelWorker(
+        load,
+        limits.max_waiting,
+        limits.call_tokens,
+        on_failure,
+        max_wait_s=limits.max_wait_s,
+        max_call_s=limits.max_call_s,
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         worker.start()
+        watch = asyncio.create_task(_watch(worker))
         yield
+        watch.cancel()
         await asyncio.to_thread(worker.stop)
 
     app = FastAPI(title="Lewis model service", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(RequestEnvelope, metrics=worker.metrics, token=token, max_body_bytes=limits.max_body_bytes)
+    app.state.worker = worker
+    app.add_middleware(RequestEnvelope, metrics=worker.metrics, access=access or Access(), limits=limits)
     _add_error_handlers(app)
     _add_probes(app, worker, model_name)
     endpoints = Endpoints(worker, limits)
-    for path, endpoint in (
-        ("/v1/score", endpoints.score),
-        ("/v1/choose", endpoints.choose),
-        ("/v1/generate", endpoints.generate),
-        ("/score", endpoints.reference_score),
-        ("/batch_score", endpoints.reference_batch_score),
+    for path, endpoint, answer in (
+        ("/v1/score", endpoints.score, ScoreResponse),
+        ("/v1/choose", endpoints.choose, ChooseResponse),
+        ("/v1/generate", endpoints.generate, GenerateResponse),
+        ("/score", endpoints.reference_score, ReferenceScoreResponse),
+        ("/batch_score", endpoints.reference_batch_score, ReferenceBatchResponse),
     ):
-        app.add_api_route(path, endpoint, methods=["POST"])
+        app.add_api_route(path, endpoint, methods=["POST"], response_model=answer, responses=ERRORS)
     return app
+
+
+async def _watch(worker: ModelWorker) -> None:
+    while True:
+        await asyncio.sleep(WATCH_S)
+        worker.watch()
 
 
 class Endpoints:
@@ -116,60 +146,73 @@ class Endpoints:
     def __init__(self, worker: ModelWorker, limits: ServiceLimits) -> None:
         self._worker, self._limits = worker, limits
 
-    async def score(self, request: ScoreRequest) -> Response:
+    async def score(self, request: ScoreRequest, timeout_s: HeaderPatience = None) -> Response:
         """Score games."""
         started = time.perf_counter()
         rows = [len(game.candidates) * len(game.descriptions) for game in request.games]
-        games = await self._ask("score", request.games, rows)
+        games = await self._ask("score", request.games, rows, timeout_s, request.timeout_s)
         return _reply(ScoreResponse(games=tuple(games), took_s=time.perf_counter() - started))
 
-    async def choose(self, request: ChooseRequest) -> Response:
+    async def choose(self, request: ChooseRequest, timeout_s: HeaderPatience = None) -> Response:
         """Answer multiple-choice questions."""
         started = time.perf_counter()
-        answers = await self._ask("choose", request.items, [len(item.questions) for item in request.items])
+        rows = [len(item.questions) for item in request.items]
+        answers = await self._ask("choose", request.items, rows, timeout_s, request.timeout_s)
         return _reply(ChooseResponse(items=tuple(map(tuple, answers)), took_s=time.perf_counter() - started))
 
-    async def generate(self, request: GenerateRequest) -> Response:
+    async def generate(self, request: GenerateRequest, timeout_s: HeaderPatience = None) -> Response:
         """Continue prompts."""
         started = time.perf_counter()
-        texts = await self._ask("generate", request.items, [item.num_return for item in request.items])
+        rows = [item.num_return for item in request.items]
+        texts = await self._ask("generate", request.items, rows, timeout_s, request.timeout_s)
         return _reply(GenerateResponse(items=tuple(map(tuple, texts)), took_s=time.perf_counter() - started))
 
-    async def reference_score(self, request: ReferenceScoreRequest) -> Response:
+    async def reference_score(self, request: ReferenceScoreRequest, timeout_s: HeaderPatience = None) -> Response:
         """Answer as the reference service does."""
         started = time.perf_counter()
-        [result] = await self._reference([request])
+        [result] = await self._reference([request], timeout_s)
         return _reply(ReferenceScoreResponse(**result.model_dump(), took=time.perf_counter() - started))
 
-    async def reference_batch_score(self, request: ReferenceBatchRequest) -> Response:
+    async def reference_batch_score(self, request: ReferenceBatchRequest, timeout_s: HeaderPatience = None) -> Response:
         """Answer as the reference service does, for several questions."""
         started = time.perf_counter()
-        results = await self._reference(request.batch)
+        results = await self._reference(request.batch, timeout_s)
         return _reply(ReferenceBatchResponse(results=tuple(results), took=time.perf_counter() - started))
 
-    async def _reference(self, requests: Sequence[ReferenceScoreRequest]) -> list[ReferenceScoreResult]:
+    async def _reference(
+        self, requests: Sequence[ReferenceScoreRequest], timeout_s: float | None
+    ) -> list[ReferenceScoreResult]:
         items = [
             ChoiceItem(image=path, questions=(Question(prompt=request.question, choices=YES_NO),))
             for request in requests
             for path in request.candidate_paths
         ]
-        answers = iter(await self._ask("choose", items, [1] * len(items)))
+        answers = iter(await self._ask("choose", items, [1] * len(items), timeout_s))
         return [_reference_result([next(answers)[0] for _ in request.candidate_paths]) for request in requests]
 
-    async def _ask(self, kind: Kind, items: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    async def _ask(self, kind: Kind, items: Sequence[Any], rows: Sequence[int], *timeouts_s: float | None) -> list[Any]:
         """Let the model answer.
 
         Raises:
-            HTTPException: 413, 500 or 503 if it will not.
+            HTTPException: 413, 422, 500 or 503 if it will not.
+            ListenerDeadlineError: If it did not answer in time; its work is dropped.
         """
-        if sum(rows) > self._limits.max_rows:
-            raise HTTPException(413, f"{sum(rows)} rows in one request; the limit is {self._limits.max_rows}")
+        if refused := check_items(items, rows, self._limits):
+            raise HTTPException(*refused)
         if self._worker.status == "failed":
-            raise HTTPException(500, f"the model could not be loaded: {self._worker.detail}")
+            raise HTTPException(500, f"the model cannot be run: {self._worker.detail}")
         if self._worker.status == "loading":
             raise HTTPException(503, "the model is loading")
+        patience_s = min([self._limits.deadline_s, *(given for given in timeouts_s if given is not None)])
         tokens = [estimate_tokens(item, self._limits.image_tokens) for item in items]
-        return await asyncio.wrap_future(self._worker.submit(Job(kind, items, rows, tokens)))
+        job = Job(kind, items, rows, tokens, deadline=time.monotonic() + patience_s)
+        try:
+            async with asyncio.timeout(patience_s) as time_left:
+                return await asyncio.wrap_future(self._worker.submit(job))
+        except TimeoutError as error:
+            if not time_left.expired():
+                raise
+            raise ListenerDeadlineError(f"the answer was not ready after {patience_s:g} s") from error
 
 
 def _reference_result(answers: Iterable[ChoiceAnswer]) -> ReferenceScoreResult:
@@ -193,8 +236,14 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
     @app.get("/readyz")
     async def readyz() -> Response:
         status = worker.status
-        code = {"loading": 503, "ready": 200, "failed": 500}[status]
-        readiness = Readiness(status=status, model=model_name, detail=worker.detail, vision_cache=worker.vision_cache())
+        code = {"loading": 503, "ready": 200, "stopping": 503, "failed": 500}[status]
+        readiness = Readiness(
+            status=status,
+            model=model_name,
+            detail=worker.detail,
+            generation=worker.generation,
+            vision_cache=worker.vision_cache(),
+        )
         return _reply(readiness, code)
 
     @app.get("/metrics")
@@ -209,6 +258,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         ImageError: 422,
         ModelError: 422,
         ListenerBusyError: 503,
+        ListenerDeadlineError: 504,
     }
     for error_type, status in statuses.items():
         app.add_exception_handler(error_type, _handler(status))
@@ -218,7 +268,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _handler(status: int) -> Callable[[Request, Exception], Response]:
     def handle(request: Request, error: Exception) -> Response:
-        return problem_response(status, str(error), request.state.request_id)
+        pause_s = error.retry_after_s if isinstance(error, ListenerBusyError) else 1.0
+        return problem_response(status, str(error), request.state.request_id, pause_s)
 
     return handle
 

@@ -1,5 +1,6 @@
 """The real thing: uvicorn, a tiny random checkpoint, photos on disk."""
 
+import json
 import os
 import signal
 import socket
@@ -9,19 +10,28 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from lewis_core.errors import ListenerError
 from lewis_core.listener.client import HttpModel
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
 from lewis_core.testing import write_image, write_tiny_checkpoint
+from tests.service.helpers import Asker, wait_for
 
+TOKEN, NEXT_TOKEN = "token-of-the-tests-1", "token-of-the-tests-2"
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "lewis_core.listener", "--device", "cpu", *arguments]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def write_model(folder: Path, seed: int) -> None:
+    """Write a random checkpoint and the file that names it."""
+    checkpoint = write_tiny_checkpoint(folder / f"seed{seed}", seed=seed)
+    (folder / "model.json").write_text(json.dumps({"path": str(checkpoint), "prompts": "concise"}))
 
 
 def free_port() -> int:
@@ -42,11 +52,16 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(photos, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    checkpoint = write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, seed=0)
+    (folder / "tokens").write_text(TOKEN)
+    (folder / "tokens").chmod(0o600)
     port = free_port()
-    process = start("--model", str(checkpoint), "--image-root", str(photos), "--port", str(port), "--threads", "1")
+    options = ["--model", str(folder / "model.json"), "--token-file", str(folder / "tokens"), "--drain-s", "60"]
+    process = start(*options, "--image-root", str(photos), "--port", str(port), "--threads", "1")
+    process.folder = folder
     url = f"http://127.0.0.1:{port}"
-    with HttpModel(url) as model:
+    with HttpModel(url, TOKEN) as model:
         deadline = time.monotonic() + 180
         while not ((state := model.readiness()[0]) and state.status == "ready"):
             assert process.poll() is None, process.stderr.read()
@@ -59,7 +74,7 @@ def service(photos, tmp_path_factory) -> Iterator[tuple[subprocess.Popen[str], s
 
 
 def test_a_real_model_answers_over_http(service):
-    with HttpModel(service[1]) as model:
+    with HttpModel(service[1], TOKEN) as model:
         [scores] = model.score([ScoreGame(candidates=("0.jpg", "1.jpg"), descriptions=("a red mug",))])
         [[answer]] = model.choose(
             [ChoiceItem(image="2.jpg", questions=(Question(prompt="Which?", choices=("A", "B")),))]
@@ -82,7 +97,7 @@ def test_a_real_model_answers_over_http(service):
     ],
 )
 def test_images_outside_and_broken_ones_are_refused(service, image, status):
-    with HttpModel(service[1]) as model, pytest.raises(ListenerError, match=image) as caught:
+    with HttpModel(service[1], TOKEN) as model, pytest.raises(ListenerError, match=image) as caught:
         model.score([ScoreGame(candidates=("0.jpg", image), descriptions=("a red mug",))])
     assert caught.value.status == status
 
@@ -102,6 +117,9 @@ def test_a_taken_port_is_said_so(service, photos):
         pytest.param(["--model", "./no/such/folder"], 3, "there is no model folder ./no/such/folder", id="no-model"),
         pytest.param(["--model", "{}"], 2, "not a model reference", id="bad-json"),
         pytest.param(["--model", "x", "--host", "0.0.0.0"], 2, "needs a --token-file", id="open-without-token"),
+        pytest.param(["--model", "x", "--token-env", "NO_SUCH"], 2, "NO_SUCH is empty", id="empty-token"),
+        pytest.param(["--model", "x", "--deadline-s", "0"], 2, "impossible limits", id="bad-limit"),
+        pytest.param(["--model", "x", "--catalog", "no.json"], 2, "no.json: not a Catalog", id="no-catalog"),
     ],
 )
 def test_a_wrong_start_ends_with_the_reason(photos, arguments, status, says):
@@ -112,13 +130,44 @@ def test_a_wrong_start_ends_with_the_reason(photos, arguments, status, says):
     assert "Traceback" not in errors
 
 
-def test_sigterm_ends_it_cleanly(service):
-    process, _ = service
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+def test_sighup_exchanges_model_and_tokens(service):
+    process, url = service
+    game = ScoreGame(candidates=("0.jpg", "1.jpg"), descriptions=("a red mug",))
+    with HttpModel(url, TOKEN) as model:
+        before = model.score([game])
+        write_model(process.folder, seed=1)
+        (process.folder / "tokens").write_text(f"{TOKEN}\n{NEXT_TOKEN}\n")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: model.readiness()[0].generation == 2)
+    with HttpModel(url, NEXT_TOKEN) as model:
+        after = model.score([game])
+    assert before != after
+    (process.folder / "model.json").write_text("{}")
+    process.send_signal(signal.SIGHUP)
+    with HttpModel(url, TOKEN) as model:
+        assert model.score([game]) == after
+
+
+def test_sigterm_answers_what_is_there_and_ends_it_cleanly(service):
+    process, url = service
+    with HttpModel(url, TOKEN) as model:
+        items = [GenerateItem(image="0.jpg", prompt=f"Say {n}.", max_new_tokens=400) for n in range(3)]
+        asked = Asker(lambda: model.generate(items))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+
+        def in_call() -> bool:
+            metrics = httpx.get(url + "/metrics", headers=headers).text
+            return f'calls_total{{kind="generate"}} {2}' in metrics  # one was in the first test
+
+        wait_for(in_call)
+        process.send_signal(signal.SIGTERM)
+        assert [len(texts) for texts in asked.wait()] == [1, 1, 1]
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "stopped" in errors
     assert "Traceback" not in errors
+    assert "nothing was exchanged: --model is not a model reference" in errors
+    assert TOKEN not in errors and NEXT_TOKEN not in errors
 
 
 def test_sigterm_ends_it_while_the_model_is_loading(photos):

@@ -12,8 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from lewis_core.errors import ImageAccessError, ImageError, ModelError
+from lewis_core.listener.access import Access
+from lewis_core.listener.limits import ServiceLimits
 from lewis_core.listener.schemas import CacheStatistics
-from lewis_core.listener.service import ServiceLimits, create_app
+from lewis_core.listener.service import create_app
 from lewis_core.testing import FakeModel
 
 GAME = {"candidates": ["a.jpg", "b.jpg"], "descriptions": ["red", "blue", "green"]}
@@ -159,7 +161,7 @@ def test_unknown_paths_and_methods_are_problems():
 
 
 def test_token_is_needed_except_for_probes():
-    with serving(FakeModel, token="s3cret") as client:
+    with serving(FakeModel, access=Access(["s3cret"])) as client:
         body = {"games": [GAME]}
         assert client.post("/v1/score", json=body).status_code == 401
         assert client.post("/v1/score", json=body, headers={"Authorization": "Bearer s3cre"}).status_code == 401

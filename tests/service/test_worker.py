@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from lewis_core.errors import ListenerBusyError
 from lewis_core.listener.budget import estimate_tokens
+from lewis_core.listener.jobs import Job
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
-from lewis_core.listener.worker import Job, ModelWorker
+from lewis_core.listener.worker import ModelWorker
 
 PATIENCE_S = 60
 

@@ -1,1 +1,0 @@
-"""Breaks a training run on purpose, and checks that it ends as an undisturbed one does."""
