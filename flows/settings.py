@@ -171,7 +171,8 @@ def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: typ
         return f"unknown setting {name}" + (f"; did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else "")
     if problem["type"] == "missing":
         return f"setting {name} is missing"
-    return f"{name}: {problem['msg'].removeprefix('Value error, ')}, found {problem['input']!r}"
+    found = "" if isinstance(problem["input"], Mapping) else f", found {problem['input']!r}"
+    return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
 
 
 def known_keys(location: Sequence[int | str], kind: type[BaseModel] = PipelineConfig) -> list[str]:

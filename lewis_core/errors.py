@@ -15,6 +15,8 @@ LewisError
 │   ├── ListenerBusyError       retryable: no free slot before the deadline
 │   └── ListenerUnavailableError retryable: nobody answers at the address
 ├── TrainingError               training cannot start, or cannot go on
+│   ├── CheckpointError         checkpoints cannot be written, again and again
+│   └── WatchdogError           training went wrong in a known way; the evidence is saved
 ├── EvaluationError             predictions, database and catalog do not belong together
 └── ProcessError                a child process ended with an error; carries its last lines
 
@@ -104,6 +106,14 @@ class ListenerUnavailableError(ListenerError):
 
 class TrainingError(LewisError):
     """Training cannot start, or cannot go on."""
+
+
+class CheckpointError(TrainingError):
+    """Checkpoints cannot be written, again and again."""
+
+
+class WatchdogError(TrainingError):
+    """Training went wrong in a known way; the evidence is saved."""
 
 
 class EvaluationError(LewisError):

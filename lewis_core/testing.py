@@ -1,7 +1,7 @@
 """Fakes that ship: used by tests, and useful to anybody who builds on this package."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.errors import ImageError
 from lewis_core.evaluation.records import EvaluationResult, Prediction
 from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, Question, ScoreGame
 from lewis_core.records import Catalog, Concept, Database, DatabaseEntry, Description, ImageRecord, Record
@@ -150,6 +151,7 @@ class FakeModel:
         says_yes: ``(image, description) -> P(yes)`` in (0, 1).
         answers: ``(image, question) -> index of the choice`` that gets probability 0.9.
         writes: ``(image, prompt) -> completion``.
+        unreadable: Images that cannot be used; whatever shows one is refused as a whole.
     """
 
     def __init__(
@@ -157,13 +159,16 @@ class FakeModel:
         says_yes: Callable[[str, str], float] = lambda image, description: 0.5,
         answers: Callable[[str | None, Question], int] = lambda image, question: 0,
         writes: Callable[[str | None, str], str] = lambda image, prompt: "",
+        unreadable: Collection[str] = (),
     ) -> None:
         self._says_yes, self._answers, self._writes = says_yes, answers, writes
+        self._unreadable = unreadable
         self.asked: list[str] = []
         """Every prompt or description that was put, in order."""
 
     def score(self, games: Sequence[ScoreGame]) -> list[GameScores]:
         """Answer with ``says_yes``."""
+        self._look(image for game in games for image in game.candidates)
         scores = []
         for game in games:
             self.asked.extend(game.descriptions)
@@ -177,12 +182,19 @@ class FakeModel:
 
     def choose(self, items: Sequence[ChoiceItem]) -> list[list[ChoiceAnswer]]:
         """Answer with ``answers``."""
+        self._look(item.image for item in items)
         return [[self._choose(item.image, question) for question in item.questions] for item in items]
 
     def generate(self, items: Sequence[GenerateItem]) -> list[list[str]]:
         """Answer with ``writes``."""
+        self._look(item.image for item in items)
         self.asked.extend(item.prompt for item in items)
         return [[self._writes(item.image, item.prompt)] * item.num_return for item in items]
+
+    def _look(self, images: Iterable[str | None]) -> None:
+        for image in images:
+            if image is not None and image in self._unreadable:
+                raise ImageError(image, "cannot be read")
 
     def _choose(self, image: str | None, question: Question) -> ChoiceAnswer:
         self.asked.append(question.prompt)

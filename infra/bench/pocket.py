@@ -22,8 +22,8 @@ from lewis_core.prompts import CONCISE
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards.trl import build_rewards
 from lewis_core.seeding import stable_rng
+from lewis_core.training.assemble import adapter_config, assemble_trainer, training_arguments
 from lewis_core.training.memory import Plan
-from lewis_core.training.speaker import adapter_config, assemble_trainer, training_arguments
 
 PIXELS = 12_544
 CANDIDATES = 5

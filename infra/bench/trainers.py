@@ -15,8 +15,8 @@ from infra.bench import world
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, TrainSpeakerConfig
 from lewis_core.models.images import ImageFolder
+from lewis_core.training.assemble import adapter_config, assemble_trainer, training_arguments
 from lewis_core.training.memory import Plan
-from lewis_core.training.speaker import adapter_config, assemble_trainer, training_arguments
 
 INSTRUCTION = "Describe the mug in this photo so that somebody who has never seen it can find it among others like it."
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lewis_core.config.base import FrozenConfig
 from lewis_core.data.limits import MAX_IMAGE_PIXELS
@@ -104,16 +104,39 @@ class EncoderConfig(FrozenConfig):
 
 
 class MiningConfig(FrozenConfig):
-    """How look-alikes are chosen for each query photo."""
+    """How distractors and targets are chosen for each query photo."""
 
     strategy: Literal["hard", "nearest-image", "random"] = "hard"
-    """``hard``: nearest class means, then the best image of each; ``nearest-image``: each concept's best image."""
+    """``hard``: of the concepts that are nearest on average, the best image of each; ``nearest-image``: each concept's
+    best image; ``random``: any image of any concept of the category."""
+    shortlist: int = Field(default=8, ge=1)
+    """``hard`` and easy queries: concepts that are nearest on average, of which images are taken."""
     pool: int = Field(default=8, ge=1)
-    """Look-alike concepts kept per query, nearest first; games draw their distractors from these."""
+    """Distractors, and targets, kept per query, the best first; games draw theirs from these. ``num_candidates - 1``
+    makes every game the hardest one."""
     positive: Literal["hardest", "random", "easiest"] = "random"
     """Which other view of the concept is the target: least similar, any, or most similar to the query."""
+    easy_frac: float = Field(default=0, ge=0, le=1)
+    """Share of queries with easy distractors: of each concept on the shortlist the least similar image. An independent
+    draw with the same share makes the most similar view the target."""
+    cross_category_frac: float = Field(default=0, ge=0, le=1)
+    """Share of queries whose distractors are any photos of other categories."""
+    negatives_frac: float = Field(default=0, ge=0, le=1)
+    """Share of queries whose distractors are the nearest negatives, of the concept first (such as LAION images)."""
+    mix: Literal["query", "distractor"] = "query"
+    """What the shares are of: queries, each with distractors of one kind; or distractors, so that a game has several
+    kinds."""
     seed: int = 23
     """Seed of random choices."""
+
+    @model_validator(mode="after")
+    def _leave_a_share(self) -> "MiningConfig":
+        if (total := self.easy_frac + self.cross_category_frac + self.negatives_frac) > 1:
+            raise ValueError(
+                f"mining.easy_frac, cross_category_frac and negatives_frac add up to {total:g}, more than 1; the rest "
+                "follows mining.strategy"
+            )
+        return self
 
 
 class GamesConfig(FrozenConfig):
@@ -128,7 +151,7 @@ class GamesConfig(FrozenConfig):
     """Games of each training concept (each a different query photo, repeating with other candidates when more are
     asked for than there are photos); ``None``: one per photo."""
     max_degenerate_frac: float = Field(default=0.2, ge=0, le=1)
-    """More queries than this share without a game (too few look-alikes, no second view) stop the run."""
+    """More queries than this share without a game (too few distractors, no second view) stop the run."""
     seed: int = 23
     """Seed of the candidates' order and of the draw from the pool."""
 

@@ -1,6 +1,6 @@
 """Settings of description generation, the evaluations and the report."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,7 +63,16 @@ class GameEvaluationConfig(FrozenConfig):
     """Seed of the targets and of the candidates' order."""
 
 
-class IdentificationConfig(FrozenConfig):
+class Reading(FrozenConfig):
+    """How a question's answer is read."""
+
+    answers: Literal["logits", "generation"] = "logits"
+    """``logits``: from the probabilities of yes and no, or of the letters; ``generation``: from what is written."""
+    max_new_tokens: int = Field(default=32, ge=1, le=4096)
+    """Longest written answer, in tokens."""
+
+
+class IdentificationConfig(Reading):
     """Whose thing is this? Pick the right description among those of look-alikes."""
 
     num_options: int = Field(default=3, ge=2, le=26)
@@ -71,7 +80,7 @@ class IdentificationConfig(FrozenConfig):
     image_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of image-to-image similarity in retrieval; the rest is image-to-text."""
     pool: Literal["category", "all"] = "category"
-    """Retrieve among the query's category, or among all concepts."""
+    """Retrieve and rank among the query's category, or among all concepts."""
     modes: tuple[Literal["retrieval", "oracle"], ...] = ("retrieval", "oracle")
     """``oracle`` guarantees that the truth is among the options; ``retrieval`` does not."""
     max_queries_per_concept: int | None = Field(default=None, ge=1)
@@ -84,11 +93,11 @@ class IdentificationConfig(FrozenConfig):
     """Seed of the options' order."""
 
 
-class RecognitionConfig(FrozenConfig):
+class RecognitionConfig(Reading):
     """Is my thing in this photo? Yes or no, for pairs of photo and description."""
 
-    easy_negatives: int = Field(default=3, ge=0)
-    """Concepts of other categories paired with each photo."""
+    easy_negatives: Annotated[int, Field(ge=0)] | Literal["all"] = 3
+    """Concepts of other categories paired with each photo; ``all`` makes all pairs of photo and description."""
     hard_negatives: int | None = Field(default=None, ge=1)
     """Concepts of the same category paired with each photo; ``None``: all."""
     max_queries_per_concept: int | None = Field(default=None, ge=1)
@@ -99,7 +108,7 @@ class RecognitionConfig(FrozenConfig):
     """Seed of the negatives' choice."""
 
 
-class VqaConfig(FrozenConfig):
+class VqaConfig(Reading):
     """Questions about my thing, answered with the description as the memory."""
 
     show: Literal["description", "image", "both"] = "description"

@@ -49,7 +49,7 @@ def find_problem(row: CandidateRow, config: GamesConfig) -> str | None:
     if row.degenerate:
         return row.degenerate
     if len(row.distractors) < config.num_candidates - 1:
-        return f"fewer than {config.num_candidates - 1} look-alikes"
+        return f"fewer than {config.num_candidates - 1} distractors"
     return None
 
 

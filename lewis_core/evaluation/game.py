@@ -23,6 +23,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.evaluation import GameEvaluationConfig, StatisticsConfig
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import asking, io
+from lewis_core.evaluation.blocks import Refused
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.metrics import softmax
 from lewis_core.evaluation.records import Metric, Prediction
@@ -64,6 +65,7 @@ def play_games(
     config: GameEvaluationConfig,
     statistics: StatisticsConfig,
     service_url: str,
+    work_dir: Path,
     reporter: Reporter,
 ) -> JsonObject:
     """Play the game with a speaker's database against a listener.
@@ -78,6 +80,7 @@ def play_games(
         config: Candidates, rounds, seed.
         statistics: Intervals.
         service_url: Address of the model service.
+        work_dir: Keeps answers until all are there.
         reporter: Receives progress and metrics.
 
     Returns:
@@ -91,7 +94,7 @@ def play_games(
     speaker, subjects = io.load_subjects(database, catalog)
     rounds = build_rounds(subjects, *load_embeddings(embeddings), config)
     facts = io.load_facts(catalog)
-    with asking.connect(service_url) as model:
+    with asking.connect(service_url, work_dir) as model:
         predictions = play_rounds(rounds, model, reporter)
     if facts is not None:
         predictions = [read_exactly(round_, p, facts) for round_, p in zip(rounds, predictions, strict=True)]
@@ -199,7 +202,7 @@ def play_rounds(rounds: Sequence[Round], model: AnsweringModel, reporter: Report
     return [_predict(round_, None if round_.subject.failure else next(scores)) for round_ in rounds]
 
 
-def _predict(round_: Round, scores: GameScores | None) -> Prediction:
+def _predict(round_: Round, scores: GameScores | Refused | None) -> Prediction:
     """Record a round; the best candidate by log-odds is the answer."""
     prediction = Prediction(
         item=round_.item,
@@ -213,6 +216,8 @@ def _predict(round_: Round, scores: GameScores | None) -> Prediction:
     )
     if scores is None:
         return prediction
+    if isinstance(scores, Refused):
+        return asking.record_refusal(prediction, scores)
     log_odds = scores.yes_log_odds[0]
     return prediction.model_copy(
         update={
@@ -269,8 +274,8 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
         measures["exact_reader_accuracy"] = mean_measure(right)
     chance = sum(1 / len(prediction.options) for prediction in predictions) / max(len(predictions), 1)
     notes = {
-        "accuracy": f"chance {chance:.2f}; {len(predictions) - len(played)} without a description count as wrong",
-        "accuracy_described": f"chance {chance:.2f}; described concepts only",
+        "accuracy": f"chance {chance:.2f}; {len(predictions) - len(played)} could not be asked and count as wrong",
+        "accuracy_described": f"chance {chance:.2f}; {io.ASKED_ONLY}",
         "strict_accuracy": "yes for the target and no for every distractor",
         "target_yes_probability": "mean P(yes | target)",
         "posterior": f"softmax of log-odds over candidates, at the target; chance {chance:.2f}",

@@ -2,7 +2,8 @@
 
 Three questions about every test photo, because each hides something that another one shows:
 
-- *ranking*: yes or no for every description of the category; which fits best? No retriever, no letters.
+- *ranking*: yes or no for every description of the category, or of all (``pool``); which fits best? No retriever, no
+  letters. It is the skip-retrieval mode of others, whose yes-or-no numbers are ``ranking_pair_…``.
 - *oracle*: choose a letter among look-alikes' descriptions that are sure to hold the right one.
 - *retrieval*: the same among what hybrid CLIP retrieval finds; its misses are reported as ``recall_at_k``.
 
@@ -18,15 +19,17 @@ from pathlib import Path
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
-from lewis_core.config.evaluation import IdentificationConfig, StatisticsConfig
+from lewis_core.config.evaluation import IdentificationConfig, Reading, StatisticsConfig
 from lewis_core.evaluation import asking, io
 from lewis_core.evaluation.asking import Ask
+from lewis_core.evaluation.blocks import Refused
 from lewis_core.evaluation.controls import always_a, majority_position
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.metrics import entropy, margin, rank_of, softmax
 from lewis_core.evaluation.options import CONTROLS, Index, Query, build_queries
+from lewis_core.evaluation.recognition import FORMULAS
 from lewis_core.evaluation.records import Metric, Prediction
-from lewis_core.evaluation.statistics import Measure, mean_measure, summarise
+from lewis_core.evaluation.statistics import Measure, formula_measure, mean_measure, summarise
 from lewis_core.listener.schemas import ScoreGame
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.prompts import LETTERS, PromptSet, prompt_set
@@ -34,7 +37,8 @@ from lewis_core.records import JsonObject
 from lewis_core.reporting import NullReporter, Reporter
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index
 
-PHOTOS_PER_GAME, TEXTS_PER_GAME = 8, 128
+TEXTS_PER_GAME = 128
+ANY_CATEGORY = "object"
 RANKING = "ranking"
 CONTROL_NOTES = {
     "no_description": "letters only",
@@ -44,8 +48,9 @@ CONTROL_NOTES = {
     "image_and_text": "the retriever alone, by reference photos and texts",
     "text_only": "the retriever alone, by texts",
 }
-LogOdds = dict[tuple[str, str], float]
-"""Log-odds of yes by photo path and description."""
+PAIR_METRICS = ("weighted_accuracy", "f1", "precision", "recall")
+LogOdds = dict[tuple[str, str], float | Refused]
+"""Log-odds of yes by photo path and description, or why there are none."""
 
 
 def evaluate_identification(
@@ -58,6 +63,7 @@ def evaluate_identification(
     config: IdentificationConfig,
     statistics: StatisticsConfig,
     service_url: str,
+    work_dir: Path,
     reporter: Reporter,
 ) -> JsonObject:
     """Ask whose thing every test photo shows.
@@ -72,6 +78,7 @@ def evaluate_identification(
         config: Options, modes, controls, seed.
         statistics: Intervals.
         service_url: Address of the model service.
+        work_dir: Keeps answers until all are there.
         reporter: Receives progress and metrics.
 
     Returns:
@@ -83,7 +90,7 @@ def evaluate_identification(
     """
     speaker, subjects = io.load_subjects(database, catalog)
     vectors = Index(*load_embeddings(embeddings), *load_text_index(index))
-    with asking.connect(service_url) as model:
+    with asking.connect(service_url, work_dir) as model:
         predictions = identify(subjects, vectors, model, prompt_set(answering.prompts), config, reporter)
     metrics = aggregate(predictions, config, statistics)
     reporter.log_metrics(io.numbers(metrics))
@@ -108,11 +115,11 @@ def identify(
         for query in build_queries(subject, photo, subjects, index, config)
     ]
     sink = reporter or NullReporter()
-    return [*rank(subjects, model, config, sink), *_choose(queries, model, prompts, sink)]
+    return [*rank(subjects, model, config, sink), *_choose(queries, model, prompts, sink, config)]
 
 
 def _choose(
-    queries: Sequence[Query], model: AnsweringModel, prompts: PromptSet, reporter: Reporter
+    queries: Sequence[Query], model: AnsweringModel, prompts: PromptSet, reporter: Reporter, reading: Reading
 ) -> list[Prediction]:
     """Ask for letters; the retriever's own arms are answered by what it likes best."""
     asks = [
@@ -124,7 +131,7 @@ def _choose(
         for query in queries
         if query.failure is None and not query.similarities
     ]
-    replies = iter(asking.ask_all(model, asks, reporter))
+    replies = iter(asking.ask_all(model, asks, reporter, reading))
     predictions = []
     for query in queries:
         prediction = query.prediction()
@@ -132,8 +139,7 @@ def _choose(
             answered = asking.pick(query.similarities, prediction.expected)
             prediction = prediction.model_copy(update={"answered": answered})
         elif prediction.error is None:
-            answer = asking.read_answer(next(replies), prediction.expected)
-            prediction = prediction.model_copy(update=answer._asdict())
+            prediction = asking.record_answer(prediction, next(replies), query.texts)
         predictions.append(prediction)
     return predictions
 
@@ -141,12 +147,14 @@ def _choose(
 def rank(
     subjects: Sequence[Subject], model: AnsweringModel, config: IdentificationConfig, reporter: Reporter
 ) -> list[Prediction]:
-    """Score every description of the category on every photo; the best one is the answer.
+    """Score every description of the category, or all there are, on every photo; the best one is the answer.
 
     Equal texts get equal scores, so a speaker that says the same of two concepts is wrong on both. Descriptions
     that are missing are never the answer, nor are those of other concepts that have the same picture.
     """
     groups = io.by_category(subjects)
+    if config.pool == "all":
+        groups = {ANY_CATEGORY: [subject for group in groups.values() for subject in group]}
     asked = {
         category: [
             Query(subject, photo, RANKING, options, ())
@@ -159,25 +167,26 @@ def rank(
     games = [
         game
         for category, queries in asked.items()
-        for game in _build_games(groups[category], list(dict.fromkeys(query.photo.path for query in queries)))
+        for game in _build_games(category, groups[category], list(dict.fromkeys(query.photo.path for query in queries)))
     ]
     log_odds: LogOdds = {}
     for game, scores in zip(games, asking.score_all(model, games, reporter), strict=True):
-        for text, row in zip(game.descriptions, scores.yes_log_odds, strict=True):
-            log_odds.update({(path, text): value for path, value in zip(game.candidates, row, strict=True)})
+        for place, text in enumerate(game.descriptions):
+            odds = scores if isinstance(scores, Refused) else scores.yes_log_odds[place][0]
+            log_odds[game.candidates[0], text] = odds
     return [_rank_one(query, log_odds) for queries in asked.values() for query in queries]
 
 
-def _build_games(group: Sequence[Subject], paths: Sequence[str]) -> list[ScoreGame]:
-    """Cut a category's photos × different descriptions into games."""
+def _build_games(category: str, group: Sequence[Subject], paths: Sequence[str]) -> list[ScoreGame]:
+    """Cut photos × different descriptions into games of one photo each, so that a bad photo fails alone."""
     texts = list(dict.fromkeys(subject.entry.text for subject in group if subject.failure is None))
     return [
         ScoreGame(
-            candidates=tuple(paths[photo : photo + PHOTOS_PER_GAME]),
+            candidates=(path,),
             descriptions=tuple(texts[text : text + TEXTS_PER_GAME]),
-            category=group[0].entry.category_word,
+            category=ANY_CATEGORY if category == ANY_CATEGORY else group[0].entry.category_word,
         )
-        for photo in range(0, len(paths), PHOTOS_PER_GAME)
+        for path in paths
         for text in range(0, len(texts), TEXTS_PER_GAME)
     ]
 
@@ -188,7 +197,10 @@ def _rank_one(query: Query, log_odds: LogOdds) -> Prediction:
     prediction = query._replace(options=tuple(described)).prediction()
     if prediction.error is not None:
         return prediction
-    scores = tuple(log_odds[query.photo.path, option.entry.text] for option in described)
+    found = [log_odds[query.photo.path, option.entry.text] for option in described]
+    if refused := [odds for odds in found if isinstance(odds, Refused)]:
+        return asking.record_refusal(prediction, refused[0])
+    scores = tuple(odds for odds in found if not isinstance(odds, Refused))
     return prediction.model_copy(
         update={
             "answered": asking.pick(scores, prediction.expected),
@@ -246,12 +258,34 @@ def _add_ranking(predictions: Sequence[Prediction], measures: dict[str, Measure]
         "ranking_accuracy_described": _accuracy(answered),
         "ranking_mrr": mean_measure([(p.concept, 1 / ranks[p.item]) for p in answered]),
         "ranking_entropy": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
+        **_pairs(answered),
     }
     notes["ranking_accuracy"] = (
-        f"all descriptions of the category, best P(yes); {_chance(answered)}; "
-        f"{len(predictions) - len(answered)} without a description count as wrong"
+        f"all descriptions of the pool, best P(yes); {_chance(answered)}; "
+        f"{len(predictions) - len(answered)} could not be asked and count as wrong"
     )
-    notes["ranking_accuracy_described"] = "described concepts only"
+    notes["ranking_pair_f1"] = "each pair of photo and description as a yes or no of its own; even odds are no"
+    notes["ranking_accuracy_described"] = io.ASKED_ONLY
+
+
+def _pairs(answered: Sequence[Prediction]) -> dict[str, Measure]:
+    """Read each score of a ranking as a yes or no of its own: even odds are no."""
+    concepts, rows = [], []
+    for prediction in answered:
+        for index, score in enumerate(prediction.scores):
+            positive, yes = index == prediction.expected, score > 0
+            concepts.append(prediction.concept)
+            rows.append(
+                (
+                    positive and yes,
+                    not positive and yes,
+                    positive and not yes,
+                    not positive and not yes,
+                    positive,
+                    not positive,
+                )
+            )
+    return {f"ranking_pair_{name}": formula_measure(concepts, rows, FORMULAS[name]) for name in PAIR_METRICS}
 
 
 def _add_mode(
@@ -263,13 +297,12 @@ def _add_mode(
         f"accuracy_{mode}": _accuracy(predictions),
         f"accuracy_{mode}_described": _accuracy(answered),
         f"invalid_rate_{mode}": mean_measure([(p.concept, float(p.answered is None)) for p in answered]),
-        f"entropy_{mode}": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
-        f"margin_{mode}": mean_measure([(p.concept, margin(p.probabilities)) for p in answered]),
+        **_sureness(mode, answered),
         f"control_always_a_{mode}": always_a(predictions),
         f"control_majority_{mode}": majority_position(predictions),
     }
-    notes[f"accuracy_{mode}"] = f"{_chance(answered)}; concepts without a description count as wrong"
-    notes[f"accuracy_{mode}_described"] = "described concepts only"
+    notes[f"accuracy_{mode}"] = f"{_chance(answered)}; what could not be asked counts as wrong"
+    notes[f"accuracy_{mode}_described"] = io.ASKED_ONLY
     notes[f"control_always_a_{mode}"] = "what answering A every time would score"
     notes[f"control_majority_{mode}"] = "what the letter that is right most often would score"
     if mode == "oracle":
@@ -279,6 +312,16 @@ def _add_mode(
             notes[name] = f"the truth stands at {LETTERS[position]}"
 
 
+def _sureness(mode: str, answered: Sequence[Prediction]) -> dict[str, Measure]:
+    """Entropy and margin over the letters; nothing where answers were written."""
+    if any(not prediction.probabilities for prediction in answered):
+        return {}
+    return {
+        f"entropy_{mode}": mean_measure([(p.concept, entropy(p.probabilities)) for p in answered]),
+        f"margin_{mode}": mean_measure([(p.concept, margin(p.probabilities)) for p in answered]),
+    }
+
+
 def _add_retrieval(
     predictions: Sequence[Prediction], num_options: int, measures: dict[str, Measure], notes: dict[str, str]
 ) -> None:
@@ -286,7 +329,7 @@ def _add_retrieval(
     measures["recall_at_k"] = mean_measure([(p.concept, float(p.expected is not None)) for p in predictions])
     measures["accuracy_given_hit"] = _accuracy([p for p in _answered(predictions) if p.expected is not None])
     notes["recall_at_k"] = f"the truth is among the {num_options} retrieved: the ceiling of accuracy_retrieval"
-    notes["accuracy_given_hit"] = "of the queries whose truth was retrieved; described concepts only"
+    notes["accuracy_given_hit"] = "of the queries whose truth was retrieved; answered items only"
 
 
 def _answered(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -31,6 +31,8 @@ FACTS = "facts.json"
 PREDICTIONS, CONTROLS, METRICS = "predictions.jsonl", "controls.jsonl", "metrics.json"
 NO_DESCRIPTION = "no description: "
 """Beginning of the error of items that failed because the speaker's text could not be read."""
+ASKED_ONLY = "answered items only"
+"""Note of numbers that leave out what could not be asked."""
 NOT_DESCRIBED = "No description."
 """Offered in place of a missing description where another concept's must stay among the options."""
 

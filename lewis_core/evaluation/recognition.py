@@ -11,7 +11,7 @@ is missing is counted as failed and is wrong, but in numbers that end in ``_desc
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,7 @@ def evaluate_recognition(
     config: RecognitionConfig,
     statistics: StatisticsConfig,
     service_url: str,
+    work_dir: Path,
     reporter: Reporter,
 ) -> JsonObject:
     """Ask of photos and descriptions whether they belong together.
@@ -119,6 +120,7 @@ def evaluate_recognition(
         config: Negatives, controls, seed.
         statistics: Intervals.
         service_url: Address of the model service.
+        work_dir: Keeps answers until all are there.
         reporter: Receives progress and metrics.
 
     Returns:
@@ -129,7 +131,7 @@ def evaluate_recognition(
         ListenerError: If the service does not answer.
     """
     speaker, subjects = io.load_subjects(database, catalog)
-    with asking.connect(service_url) as model:
+    with asking.connect(service_url, work_dir) as model:
         predictions = recognise(subjects, model, prompt_set(answering.prompts), config, reporter)
     numbers = aggregate(predictions, statistics)
     reporter.log_metrics(io.numbers(numbers))
@@ -157,9 +159,11 @@ def build_pairs(subjects: Sequence[Subject], config: RecognitionConfig) -> list[
     return pairs
 
 
-def _draw(others: Sequence[Subject], count: int | None, seed: int, kind: str, photo: ImageRecord) -> list[Subject]:
-    """Draw negatives without repetition; all of them when ``count`` is ``None`` or too large."""
-    if count is None or count >= len(others):
+def _draw(
+    others: Sequence[Subject], count: int | Literal["all"] | None, seed: int, kind: str, photo: ImageRecord
+) -> list[Subject]:
+    """Draw negatives without repetition; all of them when ``count`` says so or is too large."""
+    if count is None or count == "all" or count >= len(others):
         return list(others)
     chosen = stable_rng(seed, "recognition", kind, photo.sha256).choice(len(others), size=count, replace=False)
     return [others[index] for index in sorted(int(i) for i in chosen)]
@@ -177,13 +181,12 @@ def recognise(
     arms = asked_controls(config.controls, USUAL_CONTROLS, KNOWN_CONTROLS)
     pairs += [asked for arm in arms for pair in pairs if (asked := _in_arm(pair, arm, subjects, config.seed))]
     asks = [Ask(pair.image, pair.prompt(prompts), YES_NO) for pair in pairs if pair.failure is None]
-    replies = iter(asking.ask_all(model, asks, reporter or NullReporter()))
+    replies = iter(asking.ask_all(model, asks, reporter or NullReporter(), config))
     predictions = []
     for pair in pairs:
         prediction = pair.prediction()
         if prediction.error is None:
-            answer = asking.read_answer(next(replies), pair.expected)
-            prediction = prediction.model_copy(update=answer._asdict())
+            prediction = asking.record_answer(prediction, next(replies))
         predictions.append(prediction)
     return predictions
 
@@ -301,7 +304,6 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
         "weighted_accuracy_described": weighted_accuracy(asked),
         "f1_described": f1(asked),
         **_ranked(asked, ""),
-        "ece": ece_measure(asked),
         "invalid_rate": mean_measure([(p.concept, float(p.answered is None)) for p in asked]),
     }
     for kind in (HARD, EASY):
@@ -315,10 +317,13 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
 
 
 def _ranked(predictions: Sequence[Prediction], suffix: str) -> dict[str, Measured]:
-    """AUC from P(yes)."""
+    """AUC and calibration from P(yes); nothing where answers were written."""
+    if any(not prediction.probabilities for prediction in predictions):
+        return {}
     scores = [prediction.probabilities[0] for prediction in predictions]
     labels = [prediction.expected == 0 for prediction in predictions]
-    return {f"auc{suffix}": auc_measure([prediction.concept for prediction in predictions], scores, labels)}
+    auc = auc_measure([prediction.concept for prediction in predictions], scores, labels)
+    return {f"auc{suffix}": auc, f"ece{suffix}": ece_measure(predictions)}
 
 
 def _controls(every: Sequence[Prediction], blind: Sequence[Prediction]) -> dict[str, Measured]:
@@ -346,13 +351,14 @@ def _notes(every: Sequence[Prediction], asked: Sequence[Prediction]) -> dict[str
         (f"_{EASY}", kinds.count(EASY)),
     ):
         notes |= {f"{name}{suffix}": f"{positives} positives, {negatives} negatives" for name in ("f1", "precision")}
-    silent = f"{len(every) - len(asked)} pairs without a description count as wrong"
+    silent = f"{len(every) - len(asked)} pairs could not be asked and count as wrong"
     return notes | {
         "weighted_accuracy": f"mean of the accuracies on positives and on negatives; chance 0.50; {silent}",
         "f1": f"{notes['f1']}; {silent}",
-        "weighted_accuracy_described": "described concepts only",
-        "f1_described": "described concepts only",
+        "weighted_accuracy_described": io.ASKED_ONLY,
+        "f1_described": io.ASKED_ONLY,
         "auc": "P(yes) of positives against negatives; chance 0.50",
+        "ece": "mean distance of P(yes) from the share of yes, over ten bins",
         "control_always_yes_f1": "F1 of answering yes every time",
         "accuracy": f"plain share of right answers, to be read beside control_majority_accuracy; {silent}",
         "control_majority_accuracy": "plain accuracy of the one answer that is right most often",

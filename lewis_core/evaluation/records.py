@@ -29,6 +29,8 @@ class Prediction(Record):
     """Log-odds of yes per option, where options were scored by yes or no (game, ranking); natural logarithm."""
     captured_mass: float | None = None
     """Share of the model's probability that lay on the options, in [0, 1]; low: it wanted to say something else."""
+    response: str | None = None
+    """What the model wrote, where answers are read from text (``answers = "generation"``)."""
     tags: dict[str, str] = {}
     """What kind of item it is, e.g. ``{"mode": "oracle"}`` or ``{"negatives": "hard"}``."""
     error: str | None = None

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
-from lewis_core.config.evaluation import Control, StatisticsConfig, VqaConfig, asked_controls
+from lewis_core.config.evaluation import Control, Reading, StatisticsConfig, VqaConfig, asked_controls
 from lewis_core.errors import ArtifactError, EvaluationError
 from lewis_core.evaluation import asking, io
 from lewis_core.evaluation.asking import Ask
@@ -26,7 +26,7 @@ from lewis_core.evaluation.controls import (
     draw_others,
     majority_text,
 )
-from lewis_core.evaluation.io import Subject
+from lewis_core.evaluation.io import ASKED_ONLY, Subject
 from lewis_core.evaluation.records import Metric, Prediction
 from lewis_core.evaluation.statistics import Measure, mean_measure, summarise
 from lewis_core.evaluation.verdict import by_mode
@@ -115,6 +115,7 @@ def evaluate_vqa(
     config: VqaConfig,
     statistics: StatisticsConfig,
     service_url: str,
+    work_dir: Path,
     reporter: Reporter,
 ) -> JsonObject:
     """Ask the data set's questions.
@@ -127,6 +128,7 @@ def evaluate_vqa(
         config: What is shown, options, controls, seed.
         statistics: Intervals.
         service_url: Address of the model service.
+        work_dir: Keeps answers until all are there.
         reporter: Receives progress and metrics.
 
     Returns:
@@ -138,8 +140,8 @@ def evaluate_vqa(
     """
     speaker, subjects = io.load_subjects(database, catalog)
     questions = build_questions(load_questions(catalog), subjects, config)
-    with asking.connect(service_url) as model:
-        predictions = answer_questions(questions, model, prompt_set(answering.prompts), reporter)
+    with asking.connect(service_url, work_dir) as model:
+        predictions = answer_questions(questions, model, prompt_set(answering.prompts), reporter, config)
     metrics = aggregate(predictions, statistics)
     reporter.log_metrics(io.numbers(metrics))
     put, blind = split_arms(predictions)
@@ -157,7 +159,7 @@ def load_questions(catalog: ArtifactRef) -> list[VqaItem]:
     except ArtifactError as error:
         raise EvaluationError(
             "the data set has no questions: expected visual-qa.json in the data root when the catalog was built; "
-            "add it, or switch the evaluation off (evaluation.vqa = null)"
+            "add it and run the flow again"
         ) from error
     return load_jsonl(path, VqaItem)
 
@@ -232,7 +234,11 @@ def _put(item: VqaItem, subject: Subject, config: VqaConfig) -> PutQuestion:
 
 
 def answer_questions(
-    questions: Sequence[PutQuestion], model: AnsweringModel, prompts: PromptSet, reporter: Reporter | None = None
+    questions: Sequence[PutQuestion],
+    model: AnsweringModel,
+    prompts: PromptSet,
+    reporter: Reporter | None = None,
+    reading: Reading = asking.LOGITS,
 ) -> list[Prediction]:
     """Ask for letters; questions whose memory is missing fail."""
     asks = [
@@ -240,13 +246,12 @@ def answer_questions(
         for question in questions
         if question.failure is None
     ]
-    replies = iter(asking.ask_all(model, asks, reporter or NullReporter()))
+    replies = iter(asking.ask_all(model, asks, reporter or NullReporter(), reading))
     predictions = []
     for question in questions:
         prediction = question.prediction()
         if prediction.error is None:
-            answer = asking.read_answer(next(replies), question.expected)
-            prediction = prediction.model_copy(update=answer._asdict())
+            prediction = asking.record_answer(prediction, next(replies), question.options)
         predictions.append(prediction)
     return predictions
 
@@ -279,8 +284,8 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
     }
     chance = sum(1 / len(p.options) for p in put) / max(len(put), 1)
     notes: Mapping[str, str] = {
-        "accuracy": f"chance {chance:.2f}; {len(put) - len(asked)} without a description count as wrong",
-        "accuracy_described": "described concepts only",
+        "accuracy": f"chance {chance:.2f}; {len(put) - len(asked)} could not be asked and count as wrong",
+        "accuracy_described": ASKED_ONLY,
         "control_always_a": "what answering A every time would score",
         "control_majority": "what the answer that is right most often for other concepts would score",
         "control_no_image_accuracy": "the same questions without photo",

@@ -15,7 +15,9 @@ from lewis_core.report.load import LISTENER, Evaluation, ReportData, Speaker
 ORDER = ("game", "identification", "recognition", "vqa", "descriptions")
 SIGNIFICANCE = 0.05
 CHANCE = re.compile(r"chance ([01]\.\d+)")
-NOTHING = re.compile(r"^(0 (pairs )?|concepts )without a description|described concepts only$")
+NOTHING = re.compile(
+    r"^(0 (pairs )?could not be asked|what could not be asked|(described concepts|answered items) only$)"
+)
 
 
 @dataclass(frozen=True)

@@ -1,28 +1,25 @@
-"""Look-alikes for every query photo, from CLIP similarities; numpy only.
+"""What games are drawn from: for every query photo distractors, and the other views of what it shows. Numpy only.
 
-Mining is done among training concepts of one category. The functions on matrices know nothing of files. Similarities
-are computed in double precision and rounded before they are ranked; ties go to the lower index (concepts by id, images
-in catalog order), so that the result is the same on every machine.
+Mining is done among training concepts. ``pictures`` holds them as arrays, ``nearest`` compares them, ``strategies``
+says which of them a query is played against.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.data import MiningConfig
 from lewis_core.errors import DataError
-from lewis_core.records import Catalog, Concept, ImageRecord, JsonObject, Record, Splits, load_record, save_jsonl
-from lewis_core.retrieval.vectors import DECIMALS, Matrix, load_embeddings
-from lewis_core.seeding import stable_rng
+from lewis_core.records import Catalog, ImageRecord, JsonObject, Record, Splits, load_record, save_jsonl
+from lewis_core.retrieval.nearest import Similarities, blocks, similarities
+from lewis_core.retrieval.pictures import Negatives, Pictures, gather_negatives, gather_pictures, leave_out
+from lewis_core.retrieval.strategies import MISSING, Sources, query_rng
+from lewis_core.retrieval.vectors import load_embeddings
 
-Similarities = NDArray[np.float64]
-Indices = NDArray[np.intp]
 NO_SECOND_VIEW = "no second view"
-NO_LOOK_ALIKES = "no look-alikes"
 
 
 class Candidate(Record):
@@ -30,7 +27,7 @@ class Candidate(Record):
 
     image: ImageRecord
     concept: str
-    """Concept id."""
+    """Concept id; empty for an image that shows none of the concepts."""
     similarity: float
     """Cosine similarity to the query photo, in [-1, 1]."""
 
@@ -44,24 +41,11 @@ class CandidateRow(Record):
     category: str
     category_word: str
     distractors: tuple[Candidate, ...]
-    """One photo of each look-alike concept, nearest concept first."""
+    """Photos of different concepts, or negatives; of one source, the best first."""
     positives: tuple[Candidate, ...]
     """Other views of the concept, in the order in which the policy prefers them."""
     degenerate: str | None
     """Why no game can be played with this query; ``None`` when one can."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """The different pictures of a category's training concepts, with their embeddings; rows are aligned."""
-
-    concepts: tuple[Concept, ...]
-    images: tuple[ImageRecord, ...]
-    """``N`` images, grouped by concept, each picture once per concept."""
-    labels: Indices
-    """Position of each image's concept, shape ``(N,)``."""
-    vectors: NDArray[np.float64]
-    """Shape ``(N, D)``, L2-normalised."""
 
 
 def mine_distractors(
@@ -83,193 +67,121 @@ def mine_distractors(
         config: Strategy, pool, policy for positives.
 
     Returns:
-        Numbers of concepts, queries and degenerate queries; zeros for a category without training concepts.
+        Numbers of concepts, queries and degenerate queries with the reasons; zeros for a category without training
+        concepts.
 
     Raises:
         DataError: If catalog, splits and embeddings do not belong together.
     """
     content = load_record(catalog.file("catalog.json"), Catalog)
-    training = load_record(splits.file("splits.json"), Splits).training
+    training = content.select(load_record(splits.file("splits.json"), Splits).training).concepts
     if category not in content.categories:
         raise DataError(f"the catalog has no category {category!r}; it has {', '.join(content.categories)}")
-    concepts = [concept for concept in content.select(training).concepts if concept.category == category]
-    rows = mine_rows(gather_pictures(concepts, *load_embeddings(embeddings)), config)
-    save_jsonl(output_dir / "candidates.jsonl", rows)
-    degenerate = sum(row.degenerate is not None for row in rows)
-    return {"concepts": len(concepts), "queries": len(rows), "degenerate": degenerate}
+    vectors = load_embeddings(embeddings)
+    pictures = gather_pictures([concept for concept in training if concept.category == category], *vectors)
+    elsewhere = [concept for concept in training if concept.category != category and config.cross_category_frac > 0]
+    others = leave_out(gather_pictures(elsewhere, *vectors), pictures.images)
+    negatives = gather_negatives(pictures, content if config.negatives_frac > 0 else Catalog(concepts=()), *vectors)
+    reasons: Counter[str] = Counter()
+
+    def counted() -> Iterator[CandidateRow]:
+        for row in mine_rows(pictures, config, others, negatives):
+            if row.degenerate is not None:
+                reasons[row.degenerate] += 1
+            yield row
+
+    queries = save_jsonl(output_dir / "candidates.jsonl", counted())
+    return {
+        "concepts": len(pictures.concepts),
+        "queries": queries,
+        "degenerate": reasons.total(),
+        "degenerate_reasons": dict(sorted(reasons.items())),
+    }
 
 
-def gather_pictures(concepts: Sequence[Concept], matrix: Matrix, row_by_sha256: dict[str, int]) -> Pictures:
-    """Collect concepts' photos (train, then test) and their embeddings.
+def mine_rows(
+    pictures: Pictures, config: MiningConfig, others: Pictures | None = None, negatives: Negatives | None = None
+) -> Iterator[CandidateRow]:
+    """Mine every picture as a query.
 
-    Raises:
-        DataError: If a photo has no embedding.
+    Args:
+        pictures: Photos of one category's concepts.
+        config: Strategy, pool, shares.
+        others: Photos of other categories' concepts; needed for a share of cross-category queries only.
+        negatives: Images that show none of the concepts; needed for a share of such queries only.
+
+    Yields:
+        Rows, in the pictures' order.
     """
-    images: list[ImageRecord] = []
-    labels: list[int] = []
-    for label, concept in enumerate(concepts):
-        pictures: dict[str, ImageRecord] = {}
-        for image in (*concept.train, *concept.test):
-            pictures.setdefault(image.sha256, image)
-        images += pictures.values()
-        labels += [label] * len(pictures)
-    if missing := [image.path for image in images if image.sha256 not in row_by_sha256]:
-        raise DataError(
-            f"{len(missing)} photos have no embedding, e.g. {missing[0]}; embeddings and catalog do not belong together"
-        )
-    rows = np.array([row_by_sha256[image.sha256] for image in images], dtype=np.intp)
-    return Pictures(
-        concepts=tuple(concepts),
-        images=tuple(images),
-        labels=np.array(labels, dtype=np.intp),
-        vectors=np.asarray(matrix[rows], np.float64),
-    )
-
-
-def mine_rows(pictures: Pictures, config: MiningConfig) -> list[CandidateRow]:
-    """Mine every picture as a query; rows are in the pictures' order."""
     if not pictures.images:
-        return []
-    means = concept_means(pictures.vectors, pictures.labels, len(pictures.concepts))
-    rows = []
-    for own in range(len(pictures.concepts)):
-        others = _other_images(pictures, own)
-        rows += [_mine(pictures, int(query), others, means, config) for query in np.flatnonzero(pictures.labels == own)]
-    return rows
-
-
-def _mine(
-    pictures: Pictures, query: int, others: Indices, means: NDArray[np.float64], config: MiningConfig
-) -> CandidateRow:
-    """Mine one query among the images ``others`` of other concepts, whose means have shape ``(C, D)``."""
-    own = int(pictures.labels[query])
-    concept, image = pictures.concepts[own], pictures.images[query]
-    similarity = np.round(pictures.vectors @ pictures.vectors[query], DECIMALS)  # (N,)
-    to_means = np.round(means @ pictures.vectors[query], DECIMALS)  # (C,)
-    if config.strategy == "random":
-        distractors = choose_random(others, pictures.labels, config.pool, config.seed, concept.id, image.sha256)
-    elif config.strategy == "hard":
-        distractors = choose_hard(similarity, to_means, others, pictures.labels, config.pool)
-    else:
-        distractors = choose_nearest_image(similarity, others, pictures.labels, config.pool)
-    views = [int(index) for index in np.flatnonzero(pictures.labels == own) if index != query]
-    positives = order_positives(similarity, views, config, concept.id, image.sha256)
-    degenerate = None if distractors and positives else NO_LOOK_ALIKES if positives else NO_SECOND_VIEW
-    return CandidateRow(
-        query=image,
-        concept=concept.id,
-        category=concept.category,
-        category_word=concept.category_word,
-        distractors=_candidates(pictures, distractors, similarity),
-        positives=_candidates(pictures, positives, similarity),
-        degenerate=degenerate,
+        return
+    nothing = np.zeros((0, pictures.vectors.shape[1]), np.float32)
+    empty = np.zeros(len(pictures.concepts) + 1, np.intp)
+    sources = Sources(
+        pictures,
+        others or Pictures((), (), np.zeros(0, np.intp), nothing),
+        negatives or Negatives((), empty, nothing),
+        config,
     )
-
-
-def _other_images(pictures: Pictures, own: int) -> Indices:
-    """Images of other concepts, ascending, without pictures that concept ``own`` has as well."""
-    mine = {pictures.images[index].sha256 for index in np.flatnonzero(pictures.labels == own)}
-    others = np.flatnonzero(pictures.labels != own)
-    return others[[pictures.images[index].sha256 not in mine for index in others]] if len(others) else others
-
-
-def _candidates(pictures: Pictures, indices: Iterable[int], similarity: Similarities) -> tuple[Candidate, ...]:
-    return tuple(
-        Candidate(
-            image=pictures.images[index],
-            concept=pictures.concepts[pictures.labels[index]].id,
-            similarity=float(similarity[index]),
+    for query, views in enumerate(find_positives(pictures, config)):
+        concept = pictures.concepts[pictures.labels[query]]
+        distractors = [
+            Candidate(image=one.image, concept=one.concept, similarity=one.similarity) for one in sources.choose(query)
+        ]
+        degenerate = None if views else NO_SECOND_VIEW
+        if not distractors:
+            degenerate = degenerate or MISSING[int(sources.kinds[query, 0])]
+        yield CandidateRow(
+            query=pictures.images[query],
+            concept=concept.id,
+            category=concept.category,
+            category_word=concept.category_word,
+            distractors=tuple(distractors),
+            positives=views,
+            degenerate=degenerate,
         )
-        for index in indices
-    )
 
 
-def concept_means(vectors: NDArray[np.float64], labels: Indices, num_concepts: int) -> NDArray[np.float64]:
-    """L2-normalised mean embedding of each concept.
-
-    Args:
-        vectors: Shape ``(N, D)``.
-        labels: Concept of each row, shape ``(N,)``.
-        num_concepts: ``C``.
-
-    Returns:
-        Shape ``(C, D)``; zeros for a concept without images or whose images cancel out.
-    """
-    sums = np.zeros((num_concepts, vectors.shape[1]))
-    np.add.at(sums, labels, vectors)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    means: NDArray[np.float64] = np.divide(sums, norms, out=np.zeros_like(sums), where=norms > 0)
-    return means
-
-
-def best_image_by_concept(similarity: Similarities, images: Indices, labels: Indices) -> dict[int, int]:
-    """Each concept's image that is most similar to the query.
-
-    Args:
-        similarity: Of the query to every image, shape ``(N,)``.
-        images: Images to choose from, ascending.
-        labels: Concept of every image, shape ``(N,)``.
-
-    Returns:
-        Concept → image; the lower image wins a tie.
-    """
-    ranked = images[np.argsort(-similarity[images], kind="stable")]
-    concepts, first = np.unique(labels[ranked], return_index=True)
-    return {int(concept): int(ranked[place]) for concept, place in zip(concepts, first, strict=True)}
+def find_positives(pictures: Pictures, config: MiningConfig) -> Iterator[tuple[Candidate, ...]]:
+    """For every picture, the views of its concept that the policy prefers, ``config.pool`` at most, in order."""
+    for label, concept in enumerate(pictures.concepts):
+        first, last = pictures.starts[label : label + 2].tolist()
+        own = pictures.vectors[first:last]
+        for part in blocks(len(own), max(own.shape)):
+            for place, similarity in enumerate(similarities(own[part], own), part.start):
+                views = [view for view in range(len(own)) if view != place]
+                rng = query_rng(pictures, first + place, config.seed, "positives")
+                order = order_positives(similarity, views, policy(config, rng), rng)[: config.pool]
+                yield tuple(
+                    Candidate(
+                        image=pictures.images[first + view], concept=concept.id, similarity=float(similarity[view])
+                    )
+                    for view in order
+                )
 
 
-def choose_hard(
-    similarity: Similarities, to_means: Similarities, images: Indices, labels: Indices, pool: int
+def policy(config: MiningConfig, rng: np.random.Generator) -> str:
+    """Which view a query prefers: the most similar for the share of easy ones, else what the settings say."""
+    if config.easy_frac > 0 and rng.random() < config.easy_frac:
+        return "easiest"
+    return config.positive
+
+
+def order_positives(
+    similarity: Similarities, views: Sequence[int], preferred: str, rng: np.random.Generator
 ) -> list[int]:
-    """Choose the concepts whose mean is nearest, and of each its most similar image; nearest concept first.
-
-    Args:
-        similarity: Of the query to every image, shape ``(N,)``.
-        to_means: Of the query to every concept's mean, shape ``(C,)``.
-        images: Images of other concepts, ascending.
-        labels: Concept of every image, shape ``(N,)``.
-        pool: Most concepts to choose.
-
-    Returns:
-        Indices of images, one per chosen concept.
-    """
-    best = best_image_by_concept(similarity, images, labels)
-    ranked = sorted(best, key=lambda concept: (-to_means[concept], concept))
-    return [best[concept] for concept in ranked[:pool]]
-
-
-def choose_nearest_image(similarity: Similarities, images: Indices, labels: Indices, pool: int) -> list[int]:
-    """Choose each concept's most similar image, and of these the ``pool`` most similar; arguments as above."""
-    best = best_image_by_concept(similarity, images, labels)
-    ranked = sorted(best, key=lambda concept: (-similarity[best[concept]], concept))
-    return [best[concept] for concept in ranked[:pool]]
-
-
-def choose_random(images: Indices, labels: Indices, pool: int, seed: int, *names: str) -> list[int]:
-    """Choose concepts and one image of each at random, seeded by what the query is."""
-    rng = stable_rng(seed, "distractors", *names)
-    by_concept: dict[int, list[int]] = {}
-    for image in images:
-        by_concept.setdefault(int(labels[image]), []).append(int(image))
-    concepts = sorted(by_concept)
-    chosen = [concepts[index] for index in rng.permutation(len(concepts))[:pool]]
-    return [by_concept[concept][int(rng.integers(len(by_concept[concept])))] for concept in chosen]
-
-
-def order_positives(similarity: Similarities, views: Sequence[int], config: MiningConfig, *names: str) -> list[int]:
     """Order the other views of a concept as the policy prefers them.
 
     Args:
-        similarity: Of the query to every image, shape ``(N,)``.
+        similarity: Of the query to every view, shape ``(n,)``.
         views: The concept's other images, ascending.
-        config: ``hardest``: least similar first; ``easiest``: most similar first; ``random``: seeded.
-        names: What the query is, for the seed.
+        preferred: ``hardest``: least similar first; ``easiest``: most similar first; ``random``: any order.
+        rng: Decides ``random``.
 
     Returns:
         All of ``views``; ties by index.
     """
-    if config.positive == "random":
-        order = stable_rng(config.seed, "positives", *names).permutation(len(views))
-        return [views[index] for index in order]
-    sign = 1 if config.positive == "hardest" else -1
-    return sorted(views, key=lambda view: (sign * similarity[view], view))
+    if preferred == "random":
+        return [views[index] for index in rng.permutation(len(views))]
+    keys = similarity[views] if preferred == "hardest" else -similarity[views]
+    return [views[index] for index in np.argsort(keys, kind="stable")]

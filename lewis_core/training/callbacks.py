@@ -1,6 +1,5 @@
 """From the trainer's events to a :class:`~lewis_core.reporting.Reporter` and to files."""
 
-import json
 import logging
 import math
 import signal
@@ -15,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lewis_core.reporting import Reporter
 from lewis_core.training.clock import TIMINGS
+from lewis_core.training.journal import Journal
 from lewis_core.training.trainer import SpeakerTrainer
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,6 @@ def rename_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def read_rows(path: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Read a JSONL file of rows with a ``step``; a cut last line and rows after ``last_step`` are left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if last_step is None or row["step"] <= last_step:
-            rows.append(row)
-    return rows
-
-
 class ReportCallback(TrainerCallback):
     """Tells the reporter, and two JSONL files, what happens at every step.
 
@@ -68,17 +55,17 @@ class ReportCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: SpeakerTrainer, reporter: Reporter, folder: Path, sample_steps: int) -> None:
-        self._trainer, self._reporter, self._folder, self._sample_steps = trainer, reporter, folder, sample_steps
+        self._trainer, self._reporter, self._sample_steps = trainer, reporter, sample_steps
         self._started, self._first_step, self._step_started = 0.0, 0, 0.0
+        self._metrics, self._completions = Journal(folder / METRICS), Journal(folder / COMPLETIONS)
+        trainer.journals += [self._metrics, self._completions]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Cut the files back to the step that training starts from."""
         self._started, self._first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero:
-            for name in (METRICS, COMPLETIONS):
-                rows = read_rows(self._folder / name, state.global_step)
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (self._folder / name).write_text(text, encoding="utf-8")
+            for journal in (self._metrics, self._completions):
+                journal.rewind(state.global_step)
             self._reporter.progress(state.global_step, state.max_steps, "steps")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -100,19 +87,15 @@ class ReportCallback(TrainerCallback):
         metrics, step_s = rename_metrics(logs), now - self._step_started
         self._reporter.log_metrics({**metrics, "step_s": step_s}, step)
         kept = {name: value for name, value in metrics.items() if not name.startswith(TIMINGS)}
-        self._append(METRICS, [{"step": step, **kept}])
+        self._metrics.append([{"step": step, **kept}])
         if step % self._sample_steps == 0 or step in (1, state.max_steps):
             samples = self._trainer.samples()
-            self._append(COMPLETIONS, [{"step": step, **row} for row in samples])
+            self._completions.append([{"step": step, **row} for row in samples])
             self._reporter.log_table("completions", samples, step)
         left = (now - self._started) / (step - self._first_step) * (state.max_steps - step)
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "listener/accuracy") if name in metrics)
         logger.info("step %d/%d, %s, %.1f s, %.0f s left", step, state.max_steps, shown, step_s, left)
         self._reporter.progress(step, state.max_steps, "steps")
-
-    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
-        with (self._folder / name).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class StopOnSignal(TrainerCallback):

@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.config.grpo import GrpoConfig
 from lewis_core.models.features import backbone
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Estimate:
         return prompts * self.tokens_per_prompt * per_token
 
 
-def estimate(model: Any, config: TrainSpeakerConfig) -> Estimate:
+def estimate(model: Any, config: GrpoConfig) -> Estimate:
     """Estimate what a pass through the language model needs.
 
     A layer keeps, per token, about twelve times its width and four and a half times its MLP's width (inputs of the
@@ -74,7 +74,7 @@ def estimate(model: Any, config: TrainSpeakerConfig) -> Estimate:
     )
 
 
-def plan(found: Estimate, config: TrainSpeakerConfig, share: int) -> Plan:
+def plan(found: Estimate, config: GrpoConfig, share: int) -> Plan:
     """Choose, where the settings leave a choice: as many prompts as fit, rather without checkpointing.
 
     Args:

@@ -1,6 +1,60 @@
-"""What the processes of one training run share."""
+"""What the processes of one training run share. Imports no torch until it is used."""
 
+import logging
+import os
 import sys
+from datetime import timedelta
+from typing import Any
+
+from lewis_core.config.base import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+def join_process_group(runtime: Runtime, timeout_s: int) -> Any:
+    """Meet the other processes, and take this one's GPU; call it before anything is loaded.
+
+    Args:
+        runtime: Which device training runs on.
+        timeout_s: Longest wait for the others.
+
+    Returns:
+        What has to be kept for as long as a model is loaded: under ZeRO-3 its weights are spread while they are read.
+    """
+    import torch
+    from accelerate import PartialState
+
+    is_cpu = runtime.device == "cpu" or not torch.cuda.is_available()
+    start: Any = PartialState
+    if "LOCAL_RANK" in os.environ:
+        start(cpu=is_cpu and not uses_deepspeed(), timeout=timedelta(seconds=timeout_s))
+    if not uses_deepspeed():
+        return None
+    from accelerate.utils import DeepSpeedPlugin
+
+    plugin = DeepSpeedPlugin()
+    plugin.set_deepspeed_weakref()
+    return plugin
+
+
+def uses_deepspeed() -> bool:
+    """Whether the launcher chose DeepSpeed (``accelerate launch --use_deepspeed``)."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+def shards_weights() -> bool:
+    """Whether the weights are spread over the processes (DeepSpeed ZeRO-3)."""
+    if not uses_deepspeed():
+        return False
+    import transformers.integrations.deepspeed
+
+    deepspeed: Any = transformers.integrations.deepspeed
+    return bool(deepspeed.is_deepspeed_zero3_enabled())
+
+
+def is_alone() -> bool:
+    """Whether this is the only process of the training."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def leave_process_group() -> None:

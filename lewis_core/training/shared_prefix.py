@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import transformers.integrations.deepspeed
 from torch import Tensor
 
 from lewis_core.models.attention import use_shared_prefix
@@ -20,7 +19,9 @@ from lewis_core.models.features import ImageFeatures
 from lewis_core.models.packing import IGNORE, Group, batches, pack
 from lewis_core.models.sampling import Sampler, Sampling, Written
 from lewis_core.seeding import stable_seed
-from lewis_core.training.trainer import Row, SpeakerTrainer
+from lewis_core.training.processes import shards_weights
+from lewis_core.training.sharding import in_step
+from lewis_core.training.trainer import Photos, Row, SpeakerTrainer
 
 logger = logging.getLogger(__name__)
 SCORED_TOKENS = 16_384
@@ -33,20 +34,18 @@ class SharedPrefixTrainer(SpeakerTrainer):
 
     Args:
         encode: Photo references → vision features.
+        own_rollouts: Write completions with the engine's sampler; it needs the whole model in this process.
         arguments: As for :class:`~lewis_core.training.trainer.SpeakerTrainer`.
     """
 
-    def __init__(self, *, encode: Encode, **arguments: Any) -> None:
+    def __init__(self, *, encode: Encode, own_rollouts: bool = True, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._encode = encode
         self._prompts: list[Prompt] = []  # distinct prompts of the current generation batch
         self._prompts_at_once: int | None = None  # of a rollout; None: all
         self._scored_tokens = SCORED_TOKENS
-        deepspeed: Any = transformers.integrations.deepspeed
-        self._writes_itself = not (self.use_vllm or deepspeed.is_deepspeed_zero3_enabled())
-        if not self._writes_itself:
-            engine = "vLLM" if self.use_vllm else "DeepSpeed ZeRO-3, which spreads the weights over processes"
-            logger.warning("rollouts are TRL's own, without shared prompts, because of %s", engine)
+        self._writes_itself = own_rollouts and not self.use_vllm
+        self._is_sharded = shards_weights()
         plain = self.accelerator.unwrap_model(self.model)
         self._sampler = Sampler(
             plain,
@@ -56,6 +55,8 @@ class SharedPrefixTrainer(SpeakerTrainer):
             banned=[self.model.config.image_token_id, self.model.config.video_token_id],
         )
         use_shared_prefix(plain)
+        if self.ref_model is not None:  # of full fine-tuning; an adapter is switched off instead
+            use_shared_prefix(self.accelerator.unwrap_model(self.ref_model))
 
     # Generation ------------------------------------------------------------------------------------------------
 
@@ -64,12 +65,12 @@ class SharedPrefixTrainer(SpeakerTrainer):
             self._listener.forget()
         return super()._generate_and_score_completions(inputs)
 
-    def _tokenize(self, texts: Sequence[str], queries: Sequence[str]) -> list[list[int]]:
-        features = self._encode(list(dict.fromkeys(queries)))
-        self._prompts = [
-            Prompt(self._expand(text, len(features[query].tokens)), (features[query],))
-            for text, query in zip(texts, queries, strict=True)
-        ]
+    def _tokenize(self, texts: Sequence[str], queries: Sequence[Photos]) -> list[list[int]]:
+        features = self._encode(list(dict.fromkeys(photo for query in queries for photo in query)))
+        self._prompts = []
+        for text, query in zip(texts, queries, strict=True):
+            images = tuple(features[photo] for photo in query)
+            self._prompts.append(Prompt(self._expand(text, [len(image.tokens) for image in images]), images))
         return [prompt.ids for prompt in self._prompts]
 
     def _generate_single_turn(
@@ -175,6 +176,9 @@ class SharedPrefixTrainer(SpeakerTrainer):
 
     def _read_in_parts(self, model: Any, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
         """As :meth:`_read`, a number of tokens at a time."""
+        if self._is_sharded:  # all processes run the model equally often, and go on or stop together
+            found = in_step(list(batches(groups, self._scored_tokens)), lambda batch: self._read(model, batch))
+            return torch.cat([logps for logps, _ in found]), torch.cat([entropies for _, entropies in found])
         while True:
             try:
                 found = [self._read(model, batch) for batch in batches(groups, self._scored_tokens)]

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-from lewis_core.errors import ListenerUnavailableError
+from lewis_core.errors import CheckpointError, ListenerUnavailableError
 from lewis_core.rewards.trl import OUTAGES, ListenerReward
+from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
+from lewis_core.training.groups import check_groups, photos_of
+from lewis_core.training.journal import Journal
+from lewis_core.training.order import EpochSampler
 
 if TYPE_CHECKING:
     GRPOTrainer: Any  # TRL's own annotations leave open what is always set once the trainer is built
@@ -27,13 +32,15 @@ else:
     from trl import GRPOTrainer
 
 logger = logging.getLogger(__name__)
-COMPLETE = "complete"
-"""Marker file that is written into a checkpoint last."""
+MAX_FAILED_SAVES = 3
+"""So many checkpoints in a row that cannot be written end training."""
 Row = dict[str, Any]
+Photos = tuple[str, ...]
+"""References of a prompt's photos, in order."""
 
 
 class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
-    """GRPO of a speaker whose data set names photos in the column ``query``.
+    """GRPO of a model whose data set names photos in the column ``query``, or several in ``photos``.
 
     Args:
         load: Photo reference → RGB image.
@@ -52,19 +59,42 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._load, self._may_checkpoint = load, may_checkpoint
         self._rows: list[Row] = []  # the data set's rows of the current generation batch
         self._prompt_of_row: list[int] = []  # of the rows that are computed now
-        self._queries: list[str] = []  # photo of each distinct prompt of the current generation batch
+        self._queries: list[Photos] = []  # those of each distinct prompt of the current generation batch
         self._generated_at = -1  # TRL's step of the current generation batch
         self._clock = StepClock()
+        self._last_step, self._failed_saves = checkpoints.LastStep(), 0
+        self.add_callback(self._last_step)
+        self.journals: list[Journal] = []
+        """Files whose rows have to be on the disk before a checkpoint counts."""
         self._listener = next((f for f in self.reward_funcs if isinstance(f, ListenerReward)), None)
         self._image_token: int = self.model.config.image_token_id
         size = self.args.per_device_train_batch_size
         if size % self.num_generations:
             raise ValueError(f"per_device_train_batch_size ({size}) must be a multiple of num_generations")
 
+    # Data ------------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        """As in TRL, except that a run which goes on finds the order of its epoch."""
+        rows = self.train_dataset if dataset is None else dataset
+        size = self.args.generation_batch_size // self.num_generations
+        repeats = self.num_iterations * self.args.steps_per_generation
+        updates = max(1, len(rows) // size * repeats // self.args.gradient_accumulation_steps)
+        return EpochSampler(
+            epoch=lambda: self.state.global_step // updates,
+            data_source=rows,
+            mini_repeat_count=self.num_generations,
+            batch_size=size,
+            repeat_count=repeats,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+        )
+
     # Generation ------------------------------------------------------------------------------------------------
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         """Remember what each row is about, and which prompt each row of the answer belongs to."""
+        check_groups(inputs, self.num_generations if self.model.training else self.num_generations_eval)
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         output["prompt_of_row"] = torch.tensor(self._prompt_of_row)
@@ -74,9 +104,9 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         """Tokenize prompts, one of a kind each, with the image's placeholder repeated as the processor does."""
         texts: list[str] = []
         self._queries, self._prompt_of_row = [], []
-        numbers: dict[tuple[str, str], int] = {}
+        numbers: dict[tuple[Photos, str], int] = {}
         for messages, row in zip(prompts, self._rows, strict=True):
-            key = row["query"], self._prompt_text(messages)
+            key = photos_of(row), self._prompt_text(messages)
             if key not in numbers:
                 numbers[key] = len(numbers)
                 self._queries.append(key[0])
@@ -86,7 +116,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         return [ids[number] for number in self._prompt_of_row], None, {}
 
     def _prompt_text(self, messages: Sequence[Row]) -> str:
-        """Render messages by the chat template, with the image in front of the first user's text."""
+        """Render messages by the chat template, with the image in front of the first user's text if it has none."""
         contents = [_content_parts(message["content"]) for message in messages]
         first = next(index for index, message in enumerate(messages) if message["role"] == "user")
         if not any(part["type"] == "image" for part in contents[first]):
@@ -97,20 +127,25 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         return text
 
-    def _tokenize(self, texts: Sequence[str], queries: Sequence[str]) -> list[list[int]]:
+    def _tokenize(self, texts: Sequence[str], queries: Sequence[Photos]) -> list[list[int]]:
         merged = self.processing_class.image_processor.merge_size**2
-        sizes = [int(self._pixels([query])["image_grid_thw"].prod()) // merged for query in queries]
-        return [self._expand(text, size) for text, size in zip(texts, sizes, strict=True)]
+        sizes = [(self._pixels([query])["image_grid_thw"].prod(-1) // merged).tolist() for query in queries]
+        return [self._expand(text, of_photos) for text, of_photos in zip(texts, sizes, strict=True)]
 
-    def _expand(self, text: str, visual_tokens: int) -> list[int]:
-        """Tokens of a text with one image."""
+    def _expand(self, text: str, visual_tokens: Sequence[int]) -> list[int]:
+        """Tokens of a text with photos, each of which has a number of visual tokens."""
         token: str = self.processing_class.image_token
-        ids: list[int] = self._tokenizer.encode(text.replace(token, token * visual_tokens, 1), add_special_tokens=False)
+        first, *rest = text.split(token)
+        if len(rest) != len(visual_tokens):
+            raise ValueError(f"the prompt has {len(rest)} places for photos, and the row {len(visual_tokens)} photos")
+        text = first + "".join(token * size + after for size, after in zip(visual_tokens, rest, strict=True))
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def _pixels(self, queries: Sequence[str]) -> dict[str, Tensor]:
-        """Pixels and grids of some photos, as the processor makes them."""
-        found = self.processing_class.image_processor(images=[self._load(q) for q in queries], return_tensors="pt")
+    def _pixels(self, queries: Sequence[Photos]) -> dict[str, Tensor]:
+        """Pixels and grids of some prompts' photos, as the processor makes them."""
+        photos = [self._load(photo) for query in queries for photo in query]
+        found = self.processing_class.image_processor(images=photos, return_tensors="pt")
         return {name: found[name] for name in ("pixel_values", "image_grid_thw")}
 
     def _generate_single_turn(
@@ -123,7 +158,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     ) -> tuple[list[list[int]], Any]:
         """As in TRL, with the photos."""
         queries = [self._queries[number] for number in self._prompt_of_row]
-        images = [[self._load(query)] for query in queries] if self.use_vllm else None
+        images = [[self._load(photo) for photo in query] for query in queries] if self.use_vllm else None
         of_images = [[int(token == self._image_token) for token in ids] for ids in prompt_ids]
         fields = {} if self.use_vllm else {**self._pixels(queries), "mm_token_type_ids": of_images}
         with self._clock.measure("rollout"):
@@ -192,7 +227,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
         """As in TRL, with the photos."""
-        fields = self._pixels([self._queries[number] for number in self._prompt_of_row])
+        queries = [self._queries[number] for number in self._prompt_of_row]
+        fields = self._pixels(queries)
         part = "update" if torch.is_grad_enabled() else "reference"
         with self._clock.measure(part):
             found: tuple[Tensor, Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
@@ -204,7 +240,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
                 compute_entropy,
                 compute_aux_loss,
                 **{name: value.to(input_ids.device) for name, value in fields.items()},
-                num_images=[1] * len(input_ids),
+                num_images=[len(query) for query in queries],
                 mm_token_type_ids=(input_ids == self._image_token).long(),
             )
         self._clock.count(part, int(attention_mask.sum()))
@@ -246,16 +282,51 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         if "loss" in logs:
             logs.update(self._clock.take())
         super().log(logs, start_time)
+        del self.state.log_history[:-1]  # every checkpoint would hold it all, and the journals have it
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save as TRL does, then mark the checkpoint as complete."""
-        super()._save_checkpoint(model, trial)
+        """Save as TRL does, whole or not at all; a full disk does not end training unless it stays full."""
+        failure = self._try_to_save(model, trial)
+        if failure:
+            checkpoints.prune(Path(self.args.output_dir), kept=1)  # makes room
+            failure = self._try_to_save(model, trial)
+        if not failure:
+            self._failed_saves = 0
+            return
+        self._failed_saves += 1
+        message = f"checkpoint {self.state.global_step} cannot be written ({failure})"
+        if self._failed_saves >= MAX_FAILED_SAVES:
+            raise CheckpointError(
+                f"{message}, and neither could the {self._failed_saves - 1} before it; make room below "
+                f"{self.args.output_dir} and run the same command: training goes on from its last checkpoint"
+            )
+        logger.error("%s; training goes on and tries again at the next one", message)
+
+    def _try_to_save(self, model: Any, trial: Any) -> str:
+        """Write and seal a checkpoint; returns what kept some process from it, else an empty text."""
+        folder, failure = self.checkpoint_folder(), ""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if (found := checkpoints.write_failure(error)) is None:
+                raise
+            failure = found
+        failures = [text for text in gather_object([failure]) if text]
+        if self.accelerator.is_main_process and not failures:
+            try:
+                for journal in self.journals:
+                    journal.flush(durable=True)
+                checkpoints.seal(folder)
+                checkpoints.prune(folder.parent)
+            except OSError as error:
+                failure = str(error)
+        failures += [text for text in gather_object([failure]) if text]
+        if failures and self.accelerator.is_main_process:
+            checkpoints.remove(folder)
         self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            (self.checkpoint_folder() / COMPLETE).touch()
-        self.accelerator.wait_for_everyone()
+        return failures[0] if failures else ""
 
     def checkpoint_folder(self) -> Path:
         """Where the checkpoint of the current step is, or would be."""
@@ -264,7 +335,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     def save_last_step(self) -> None:
         """Save the state after the last finished step, if a step was finished and it is not saved yet."""
         self.model.zero_grad()
-        if self.state.global_step and not (self.checkpoint_folder() / COMPLETE).is_file():
+        self._last_step.rewind(self.state)
+        if self.state.global_step and not checkpoints.is_sealed(self.checkpoint_folder()):
             self._save_checkpoint(self.model, None)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:

@@ -45,7 +45,7 @@ def test_games_are_about_training_concepts_only(root: Path, tmp_path: Path) -> N
 def test_a_category_without_training_concepts_is_empty_not_an_error(root: Path, tmp_path: Path) -> None:
     chain = run_chain(root, tmp_path / "store")
     [hats] = [ref for ref in chain.candidates if ref.summary["concepts"] == 0]
-    assert hats.summary == {"concepts": 0, "queries": 0, "degenerate": 0}
+    assert hats.summary == {"concepts": 0, "queries": 0, "degenerate": 0, "degenerate_reasons": {}}
     assert hats.file("candidates.jsonl").read_bytes() == b""
 
 

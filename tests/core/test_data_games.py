@@ -106,7 +106,7 @@ def test_the_summary_counts(tmp_path: Path) -> None:
     positions = Counter(game.target_index for game in games)
     assert summary == {
         "games": 6, "concepts": 1, "concepts_without_game": ["bag/y", "bag/z"], "queries": 8, "degenerate_queries": 2,
-        "degenerate_reasons": {"fewer than 2 look-alikes": 1, "no second view": 1},
+        "degenerate_reasons": {"fewer than 2 distractors": 1, "no second view": 1},
         "target_positions": [positions[0], positions[1], positions[2]],
     }  # fmt: skip
 
@@ -125,7 +125,7 @@ def test_too_many_degenerate_queries_stop_the_run(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         pytest.param([], "no query photos", id="nothing"),
-        pytest.param([make_row(pool=1)], "fewer than 2 look-alikes: 1", id="no-game-at-all"),
+        pytest.param([make_row(pool=1)], "fewer than 2 distractors: 1", id="no-game-at-all"),
     ],
 )
 def test_no_game_is_an_error_whatever_the_limit(tmp_path: Path, rows: list[CandidateRow], message: str) -> None:

@@ -61,7 +61,7 @@ def play(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, model: FakeMode
         names = [photo.sha256 for photo in PHOTOS]
         save_vectors(folder / "embeddings.safetensors", folder / "images.json", embeddings(), names)
         images = store.publish(folder, "embed-images", "k", {}, "source", {}, {})
-    monkeypatch.setattr(asking, "connect", lambda url: nullcontext(model))
+    monkeypatch.setattr(asking, "connect", lambda url, work_dir: nullcontext(model))
     database = make_database(CATALOG, {**TEXTS, IDS[5]: None}).model_dump_json()
     arguments = {
         "database": publish_files(root, "describe-concepts", {"database.json": database}),

@@ -230,10 +230,10 @@ def test_the_stage_writes_what_reports_and_comparisons_read(tmp_path: Path, monk
     database = publish_files(tmp_path, "describe-concepts", {"database.json": describe().model_dump_json()})
     catalog = publish_files(tmp_path, "build-catalog", {"catalog.json": CATALOG.model_dump_json()})
     embeddings = database.model_copy(update={"path": tmp_path})
-    monkeypatch.setattr(asking, "connect", lambda url: nullcontext(FakeModel(says_yes=knows)))
+    monkeypatch.setattr(asking, "connect", lambda url, work_dir: nullcontext(FakeModel(says_yes=knows)))
     summary = game.play_games(
         database, catalog, embeddings, "independent", ModelRef(path="none"), tmp_path,
-        GameEvaluationConfig(num_candidates=3), STATISTICS, "http://nobody", NullReporter(),
+        GameEvaluationConfig(num_candidates=3), STATISTICS, "http://nobody", tmp_path, NullReporter(),
     )  # fmt: skip
     result = load_record(tmp_path / "metrics.json", EvaluationResult)
     predictions = load_jsonl(tmp_path / "predictions.jsonl", Prediction)

@@ -18,6 +18,8 @@ from lewis_core.config.evaluation import (
 )
 from lewis_core.evaluation import asking
 from lewis_core.evaluation.records import Comparison, EvaluationResult, Prediction
+from lewis_core.listener.client import HttpModel
+from lewis_core.listener.schemas import GenerateItem
 from lewis_core.records import VqaItem, load_jsonl, load_record
 from lewis_core.retrieval.vectors import save_vectors
 from lewis_core.stages import Stage, run_stage
@@ -81,7 +83,7 @@ def evaluate(root: Path, artifacts: dict[str, ArtifactRef], speaker: str) -> dic
 def test_all_evaluations_run_as_stages_and_can_be_compared(
     tmp_path: Path, artifacts: dict[str, ArtifactRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "connect", lambda url: nullcontext(FakeModel()))
+    monkeypatch.setattr(asking, "connect", lambda url, work_dir: nullcontext(FakeModel()))
     results = {speaker: evaluate(tmp_path, artifacts, speaker) for speaker in ("base", "trained")}
     for name, ref in results["base"].items():
         result = load_record(ref.file("metrics.json"), EvaluationResult)
@@ -111,13 +113,18 @@ def test_all_evaluations_run_as_stages_and_can_be_compared(
 def test_the_same_evaluation_gives_the_same_bytes(
     tmp_path: Path, artifacts: dict[str, ArtifactRef], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(asking, "connect", lambda url: nullcontext(FakeModel()))
+    monkeypatch.setattr(asking, "connect", lambda url, work_dir: nullcontext(FakeModel()))
     first, second = (evaluate(tmp_path / name, artifacts, "base") for name in ("one", "two"))
     assert {name: ref.digest for name, ref in first.items()} == {name: ref.digest for name, ref in second.items()}
 
 
-def test_the_real_client_is_what_stages_connect_with() -> None:
-    from lewis_core.listener.client import HttpModel
-
-    with asking.connect("http://127.0.0.1:9") as model:
-        assert isinstance(model, HttpModel)
+def test_the_real_client_is_what_stages_connect_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        HttpModel, "generate", lambda self, items: asked.extend(item.prompt for item in items) or [["b"]]
+    )
+    item = GenerateItem(image=None, prompt="a")
+    for _ in range(2):  # the second time from the work folder
+        with asking.connect("http://127.0.0.1:9", tmp_path) as model:
+            assert model.generate([item]) == [["b"]]
+    assert asked == ["a"]

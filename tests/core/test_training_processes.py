@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
-from lewis_core.training.callbacks import read_rows
+from lewis_core.training.journal import read_rows
 
 pytestmark = pytest.mark.slow
 WORKER = '''
@@ -28,8 +28,9 @@ from lewis_core.records import Description
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl
 from lewis_core.testing import FakeModel
+from lewis_core.training.checkpoints import newest_checkpoint
 from lewis_core.training.processes import leave_process_group
-from lewis_core.training.speaker import newest_checkpoint, train_on_rows
+from lewis_core.training.speaker import train_on_rows
 from lewis_core.training.trainer import SpeakerTrainer
 
 root, name, lose = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "lose"

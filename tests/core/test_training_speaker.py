@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset, Features, Image
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
@@ -19,9 +20,13 @@ from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.images import ImageFolder
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoint
-from lewis_core.training.callbacks import read_rows, rename_metrics
+from lewis_core.training.assemble import check_batches
+from lewis_core.training.callbacks import rename_metrics
+from lewis_core.training.checkpoints import newest_checkpoint, seal
+from lewis_core.training.journal import read_rows
 from lewis_core.training.queries import separate_photos
-from lewis_core.training.speaker import check_batches, load_rows, newest_checkpoint, train_on_rows, train_speaker
+from lewis_core.training.rows import load_rows
+from lewis_core.training.speaker import COLUMNS, train_on_rows, train_speaker
 
 RUNTIME = Runtime(device="cpu", torch_threads=1)
 
@@ -208,8 +213,9 @@ def test_a_lost_listener_costs_no_finished_step(train: Any, tmp_path: Path, monk
 def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
     for name, complete in (("checkpoint-2", True), ("checkpoint-10", True), ("checkpoint-12", False)):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("weights")
         if complete:
-            (tmp_path / name / "complete").touch()
+            seal(tmp_path / name)
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-10"  # by number, not by name
@@ -280,20 +286,26 @@ def test_processes_share_eight_prompts(world: Path, changes: dict[str, int], exp
     ],
 )
 def test_batches_that_do_not_divide_are_refused(world: Path, changes: dict[str, int], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_batches(settings(world, prompts_per_step=8, **changes))
+    with pytest.raises(ValidationError, match=message):
+        settings(world, prompts_per_step=8, **changes)
+
+
+def test_the_processes_that_there_are_decide(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"training\.prompts_per_step is 8, which 3 processes cannot share"):
+        check_batches(settings(world, prompts_per_step=8))
 
 
 def test_rows_are_checked_before_a_model_is_loaded(world: Path, tmp_path: Path) -> None:
     build_rows().save_to_disk(tmp_path / "good")
-    assert len(load_rows(tmp_path / "good", settings(world))) == 8
+    assert len(load_rows(tmp_path / "good", settings(world), COLUMNS)) == 8
     with pytest.raises(DataError, match=r"8 rows, one step needs training\.prompts_per_step = 16"):
-        load_rows(tmp_path / "good", settings(world, prompts_per_step=16))
+        load_rows(tmp_path / "good", settings(world, prompts_per_step=16), COLUMNS)
     build_rows().remove_columns(["query", "candidates"]).save_to_disk(tmp_path / "poor")
     with pytest.raises(DataError, match="no column candidates, query"):
-        load_rows(tmp_path / "poor", settings(world))
+        load_rows(tmp_path / "poor", settings(world), COLUMNS)
     with pytest.raises(DataError, match="holds no data set"):
-        load_rows(tmp_path / "nothing", settings(world))
+        load_rows(tmp_path / "nothing", settings(world), COLUMNS)
 
 
 def test_an_adapter_needs_layers_of_its_names(train: Any) -> None:
@@ -341,7 +353,9 @@ def test_photos_may_be_stored_in_the_data_set(world: Path, tmp_path: Path) -> No
     stored = rows.remove_columns("query").to_list()
     stored = Dataset.from_list([{**row, "query": photo} for row, photo in zip(stored, photos, strict=True)], features)
     stored.save_to_disk(tmp_path / "dataset")
-    separated, source = separate_photos(load_rows(tmp_path / "dataset", settings(world)), tmp_path / "no-photos-here")
+    separated, source = separate_photos(
+        load_rows(tmp_path / "dataset", settings(world), COLUMNS), tmp_path / "no-photos-here"
+    )
     folder = ImageFolder(world / "data")
     assert len(separated) == len(rows)
     for reference, path in zip(separated["query"], rows["query"], strict=True):

@@ -21,12 +21,13 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import asking, io
+from lewis_core.evaluation.blocks import Refused
 from lewis_core.evaluation.game import nearest_photos
 from lewis_core.evaluation.io import Subject
 from lewis_core.evaluation.metrics import rank_of
 from lewis_core.evaluation.records import Metric
 from lewis_core.evaluation.statistics import Measure, compare_measures, mean_measure, summarise
-from lewis_core.listener.schemas import ScoreGame
+from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.records import ImageRecord, JsonObject, Record, load_jsonl, load_record, save_jsonl, save_record
 from lewis_core.reporting import NullReporter, Reporter
@@ -110,6 +111,7 @@ def play_bags(
     config: BagsConfig,
     statistics: StatisticsConfig,
     service_url: str,
+    work_dir: Path,
     reporter: Reporter,
 ) -> JsonObject:
     """Play the game with bags of several sizes.
@@ -124,6 +126,7 @@ def play_bags(
         config: Sizes, rounds, seed.
         statistics: Intervals.
         service_url: Address of the model service.
+        work_dir: Keeps answers until all are there.
         reporter: Receives progress and metrics.
 
     Returns:
@@ -138,7 +141,7 @@ def play_bags(
     bags = build_bags(subjects, *load_embeddings(embeddings), config)
     if unfilled := [size for size in config.sizes if all(len(bag.distractors) + 1 < size for bag in bags)]:
         logger.warning("no bag of %s can be filled: only %d concepts can be shown", unfilled, len(subjects))
-    with asking.connect(service_url) as model:
+    with asking.connect(service_url, work_dir) as model:
         rounds = score_bags(bags, model, reporter)
     result = BagResult(
         speaker=speaker,
@@ -201,19 +204,19 @@ def score_bags(bags: Sequence[Bag], model: AnsweringModel, reporter: Reporter | 
         for bag in playable
     ]
     scores = iter(asking.score_all(model, games, reporter or NullReporter()))
-    rounds = []
-    for bag in bags:
-        failure = bag.subject.failure
-        rounds.append(
-            BagRound(
-                item=f"{bag.subject.id}|{bag.target.path}",
-                concept=bag.subject.id,
-                candidates=_paths(bag),
-                scores=next(scores).yes_log_odds[0] if failure is None else (),
-                error=failure,
-            )
-        )
-    return rounds
+    return [_record(bag, None if bag.subject.failure else next(scores)) for bag in bags]
+
+
+def _record(bag: Bag, scores: GameScores | Refused | None) -> BagRound:
+    """Record a round; what could not be asked has no scores."""
+    refused = asking.NOT_ANSWERED + scores.reason if isinstance(scores, Refused) else None
+    return BagRound(
+        item=f"{bag.subject.id}|{bag.target.path}",
+        concept=bag.subject.id,
+        candidates=_paths(bag),
+        scores=scores.yes_log_odds[0] if isinstance(scores, GameScores) else (),
+        error=bag.subject.failure or refused,
+    )
 
 
 def _paths(bag: Bag) -> tuple[str, ...]:

@@ -1,0 +1,201 @@
+"""A run that is stopped, killed or loses its listener equals one that is not: on the pocket models, bit for bit."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infra.chaos.world import POCKET, RUNTIME, build_rows, settings, write_photos
+from lewis_core.errors import CheckpointError, ListenerUnavailableError
+from lewis_core.listener.schemas import GameScores, ScoreGame
+from lewis_core.models.vlm import open_model
+from lewis_core.reporting import NullReporter
+from lewis_core.training.callbacks import COMPLETIONS, METRICS
+from lewis_core.training.checkpoints import newest_checkpoint
+from lewis_core.training.journal import read_rows
+from lewis_core.training.speaker import train_on_rows
+
+RESULTS = (METRICS, COMPLETIONS, "summary.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+STEPS = 6  # four steps are an epoch
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing in the product expects it."""
+
+
+class Interrupting(NullReporter):
+    """Calls something when a step's metrics are reported, before its checkpoint is written."""
+
+    def __init__(self, at: Mapping[int, Callable[[], None]]) -> None:
+        self._at = at
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Interrupt."""
+        self._at.get(step or 0, lambda: None)()
+
+
+class Mortal:
+    """A listener that goes away at some of its requests."""
+
+    def __init__(self, model: Any, lost_at: Sequence[int] = ()) -> None:
+        self._model, self.asked, self._lost_at = model, 0, lost_at
+
+    def score(self, games: Sequence[ScoreGame]) -> list[GameScores]:
+        """Answer, or be away."""
+        self.asked += 1
+        if self.asked in self._lost_at:
+            raise ListenerUnavailableError("nobody answers at http://127.0.0.1:1")
+        found: list[GameScores] = self._model.score(games)
+        return found
+
+
+def kill() -> None:
+    raise KilledError
+
+
+class Place:
+    """Where the runs are, and what an uninterrupted one gives."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.photos = folder, write_photos(folder / "photos")
+        self.rows = build_rows(self.photos)
+        self.listener = open_model(POCKET, RUNTIME, self.photos)
+
+    def work(self, name: str) -> Path:
+        """Folder of a run's checkpoints."""
+        return self.folder / name / "work"
+
+    def train(self, name: str, at: Mapping[int, Callable[[], None]] = {}, listener: Any = None, **changes: Any) -> Any:
+        """Train, or go on training."""
+        output, work = self.folder / name / "output", self.work(name)
+        for folder in (output, work):
+            folder.mkdir(parents=True, exist_ok=True)
+        config = settings(max_steps=STEPS, **changes)
+        return train_on_rows(
+            self.rows, listener or self.listener, output, work, config, self.photos, RUNTIME, Interrupting(at)
+        )
+
+    def results(self, name: str) -> dict[str, bytes]:
+        """Everything that a run has written."""
+        return {file: (self.folder / name / "output" / file).read_bytes() for file in RESULTS}
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What the last checkpoint holds of optimizer, scheduler and random generators."""
+        folder = newest_checkpoint(self.work(name) / "checkpoints")
+        assert folder is not None
+        files = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
+        return {file: torch.load(folder / file, weights_only=False) for file in files}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Photos, rows, the listener."""
+    return Place(tmp_path_factory.mktemp("equality"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place) -> dict[str, bytes]:
+    """Results of a run that nothing interrupts."""
+    place.train("whole")
+    return place.results("whole")
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """Compare nested states to the last bit."""
+    assert type(one) is type(other)
+    if isinstance(one, Mapping):
+        assert one.keys() == other.keys()
+        one, other = list(one.values()), [other[key] for key in one]
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, np.ndarray):
+        assert np.array_equal(one, other)
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for mine, theirs in zip(one, other, strict=True):
+            assert_equal(mine, theirs)
+    else:
+        assert one == other
+
+
+def test_killed_twice_stopped_once_and_listener_lost_in_the_second_epoch(place: Place, whole: dict[str, bytes]) -> None:
+    with pytest.raises(KilledError):
+        place.train("parts", {2: kill})  # before the first checkpoint
+    torch.manual_seed(12345)  # whatever the next process draws before: there is dropout
+    with pytest.raises(KilledError):
+        place.train("parts", {5: kill})
+    with pytest.raises(SystemExit):
+        place.train("parts", {4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+    done = step_of_newest(place, "parts")
+    assert done in (4, 5)
+    with pytest.raises(ListenerUnavailableError):  # step 6 has begun: random numbers and tokens were used
+        place.train("parts", listener=Mortal(place.listener, lost_at=[6 - done]))
+    assert step_of_newest(place, "parts") == 5
+    place.train("parts")
+    assert place.results("parts") == whole
+    assert [row["step"] for row in read_rows(place.folder / "parts" / "output" / METRICS)] == list(range(1, STEPS + 1))
+
+
+def step_of_newest(place: Place, name: str) -> int:
+    folder = newest_checkpoint(place.work(name) / "checkpoints")
+    assert folder is not None
+    return int(folder.name.rpartition("-")[2])
+
+
+def test_a_resumed_run_ends_with_the_same_optimizer_scheduler_and_random_generators(
+    place: Place, whole: dict[str, bytes]
+) -> None:
+    place.train("state", save_steps=1)
+    for step in range(STEPS - 1, STEPS + 1):
+        checkpoint = place.work("state") / "checkpoints" / f"checkpoint-{step}"
+        assert checkpoint.is_dir()  # two are kept
+    final = place.state("state")
+    (place.work("state") / "checkpoints" / f"checkpoint-{STEPS}" / "optimizer.pt").write_bytes(b"cut")
+    place.train("state", save_steps=1)  # the damaged one is not used
+    assert_equal(place.state("state"), final)
+    assert place.results("state") == whole
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Limits the size of files that can be written; the kernel refuses the rest. Lifted in the end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size if size >= 0 else before[0], before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_nothing_else(
+    place: Place, whole: dict[str, bytes], full_disk: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[list[str]] = []
+
+    def look() -> None:
+        kept.append(sorted(path.name for path in (place.work("full") / "checkpoints").iterdir()))
+        full_disk(-1)
+
+    with pytest.raises(KilledError):
+        place.train("full", {3: lambda: full_disk(1000), 5: look, 6: kill}, save_steps=2)
+    assert kept == [["checkpoint-2"]]  # number 4 was written in part, and removed
+    assert "checkpoint 4 cannot be written" in caplog.text
+    assert "its rows wait in memory" in caplog.text
+    place.train("full", save_steps=2)
+    assert place.results("full") == whole
+
+
+def test_a_disk_that_stays_full_ends_training_with_its_own_error(
+    place: Place, full_disk: Callable[[int], None]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint 4 cannot be written .*neither could the 2 before it"):
+        place.train("stays", {2: lambda: full_disk(1000)}, save_steps=1)
+    full_disk(-1)
+    assert step_of_newest(place, "stays") == 1
