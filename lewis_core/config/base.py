@@ -3,13 +3,52 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.fields import ComputedFieldInfo, FieldInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+UNITS = {"s": "(s)", "mib": "(MiB)", "frac": "(share)"}
+"""Last words of names that are units."""
+WORDS = {"num": "number of", "lora": "LoRA", "lr": "LR", "dir": "folder", "uri": "URI", "vqa": "VQA", "gpu": "GPU"}
+"""Words of names that are written in another way in titles."""
+
+
+def title_of(name: str, _field: FieldInfo | ComputedFieldInfo | None = None) -> str:
+    """Title of a setting in a form: ``stage_timeout_s`` becomes ``Stage timeout (s)``."""
+    *first, last = name.split("_")
+    words = [WORDS.get(word, word) for word in first]
+    words.append(UNITS.get(last, WORDS.get(last, last)) if first else WORDS.get(last, last))
+    text = " ".join(words)
+    return text[0].upper() + text[1:]
+
+
+def arrange_form(schema: JsonSchemaValue) -> None:
+    """Make the schema of an object what forms can show, in place.
+
+    Databases do not keep the order of keys, so each property gets its ``position``; and forms know ``anyOf`` only, so
+    alternatives that are told apart by a key are written as such.
+    """
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+        if "oneOf" in field:
+            field["anyOf"] = field.pop("oneOf")
+            field.pop("discriminator", None)
 
 
 class FrozenConfig(BaseModel):
     """Base of all settings: immutable, no unknown keys, field docstrings become the schema's text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, field_title_generator=title_of
+    )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The schema, arranged for forms."""
+        schema = handler(core_schema)
+        arrange_form(handler.resolve_ref_schema(schema))
+        return schema
 
 
 class ModelRef(FrozenConfig):

@@ -17,6 +17,7 @@ class FolderSource(FrozenConfig):
     """Photos of your own (``<root>/{train,test}/<category>/<concept>/<n>.jpg`` and others), or a published data set."""
 
     type: Literal["folder"] = "folder"
+    """Photos in a folder."""
     root: Path
     """Folder that holds ``train`` and ``test`` (or ``train_`` and ``test_``), or the categories or concepts themselves;
     see ``catalog.layout``."""
@@ -26,6 +27,7 @@ class PocketSource(FrozenConfig):
     """Photos rendered from the procedural pocket world."""
 
     type: Literal["pocket"] = "pocket"
+    """Photos that are rendered."""
     world: PocketWorldConfig = PocketWorldConfig()
     """What is rendered."""
 
@@ -36,7 +38,7 @@ SourceConfig = Annotated[FolderSource | PocketSource, Field(discriminator="type"
 class CatalogConfig(FrozenConfig):
     """What counts as an image, and how much may be wrong with a folder."""
 
-    layout: LayoutName | Literal["auto"] = "auto"
+    layout: Literal["auto", LayoutName] = "auto"
     """How the photos' folders are arranged; ``auto`` finds out and says why."""
     listing: str | None = None
     """Name of a file in the data root, in the reference's catalog format, that says which image is whose and in which

@@ -1,8 +1,11 @@
 """The settings of a whole run: one file, one model, every flow reads the same."""
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from lewis_core.config.analyses import AnalysesConfig
 from lewis_core.config.base import FrozenConfig, Runtime
@@ -18,6 +21,19 @@ from lewis_core.config.data import (
 from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, ReportConfig
 from lewis_core.config.processing import ProcessingConfig
 from lewis_core.config.training import TrainSpeakerConfig
+
+
+class _StageNames:
+    """Lists the stages in the schema, so that forms can offer them; they are not known before it is asked for."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        from lewis_core.pipeline import STAGES
+
+        return {**handler(core_schema), "enum": list(STAGES)}
+
+
+StageName = Annotated[str, _StageNames()]
+"""Name of a stage; checked by :class:`RunConfig`."""
 
 
 class TrackingConfig(FrozenConfig):
@@ -42,7 +58,7 @@ class RunConfig(FrozenConfig):
     """Device, workers, threads."""
     tracking: TrackingConfig = TrackingConfig()
     """MLflow."""
-    force: tuple[str, ...] = ()
+    force: tuple[StageName, ...] = ()
     """Stages to run again although their result is there, e.g. ``("train-speaker",)``."""
     listener_start_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait until a model service is ready."""
