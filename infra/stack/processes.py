@@ -123,6 +123,7 @@ class Keeper:
                 user=part.user,
                 extra_groups=None if part.user is None else [],
             )
+        child.returncode = 0  # it outlives this command: nobody waits for it
         process = psutil.Process(child.pid)
         fresh = self._pids / f"{part.name}.json.new"
         fresh.write_text(json.dumps({"pid": child.pid, "created": process.create_time()}), encoding="utf-8")
