@@ -52,7 +52,7 @@ def up(stack: Stack, keeper: Keeper) -> int:
             stack.database.prepare()
         write_env(stack)
         for part in stack.parts():
-            if part.name == "worker":
+            if part.name == "worker" and keeper.find("worker") is None:
                 register(stack)
             is_new = keeper.start(part, stack.settings.start_timeout_s)
             say(f"{part.name:<10}{'started' if is_new else 'was running'} at {part.address}")

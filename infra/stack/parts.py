@@ -103,6 +103,7 @@ class Stack:
             lambda: is_online(self.settings.prefect_api, pool, name),
             f"pool {pool}",
             env=self.client_env(),
+            keeps_orphans=True,  # runs, which can end well without it
         )
 
     @property

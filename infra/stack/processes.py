@@ -36,6 +36,7 @@ class Part:
         user: Operating system user; ``None``: this one.
         stop_signal: What ends it in good order.
         stop_s: Seconds until it is killed.
+        keeps_orphans: What it started goes on when it was killed, until the stack is stopped.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Part:
     user: str | None = None
     stop_signal: int = signal.SIGTERM
     stop_s: float = 30.0
+    keeps_orphans: bool = False
 
 
 class Keeper:
@@ -68,13 +70,36 @@ class Keeper:
 
     def find(self, name: str) -> psutil.Process | None:
         """The part's process, if it is running."""
+        pid, created = self._remembered(name)
         try:
-            known = json.loads((self._pids / f"{name}.json").read_text(encoding="utf-8"))
-            process = psutil.Process(known["pid"])
-            is_ours = abs(process.create_time() - known["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, KeyError, psutil.Error):
+            process = psutil.Process(pid)
+            is_ours = abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except (ValueError, psutil.Error):
             return None
         return process if is_ours else None
+
+    def _remembered(self, name: str) -> tuple[int, float]:
+        try:
+            known = json.loads((self._pids / f"{name}.json").read_text(encoding="utf-8"))
+            return int(known["pid"]), float(known["created"])
+        except (OSError, ValueError, KeyError):
+            return -1, 0.0
+
+    def orphans(self, name: str) -> list[psutil.Process]:
+        """What a part left behind when it was killed: the rest of the session that it led.
+
+        As long as a session has members, its leader's id is given to no other process.
+        """
+        leader, created = self._remembered(name)
+        if leader < 0 or self.find(name) is not None:
+            return []
+        found = []
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.Error):
+                is_member = process.pid != leader and os.getsid(process.pid) == leader
+                if is_member and process.create_time() >= created - 1:
+                    found.append(process)
+        return found
 
     def start(self, part: Part, timeout_s: float) -> bool:
         """Start a part unless it is running, and wait until it answers.
@@ -92,6 +117,8 @@ class Keeper:
         process = self.find(part.name)
         is_new = process is None
         if process is None:
+            if not part.keeps_orphans:
+                kill(self.orphans(part.name))
             check_port(part)
             process = self._spawn(part)
         deadline = time.monotonic() + timeout_s
@@ -133,24 +160,28 @@ class Keeper:
     def stop(self, part: Part) -> bool:
         """End a part with everything that it started; returns whether it was running."""
         process = self.find(part.name)
-        if process is None:
-            return False
-        family = [process, *descendants(process)]
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(part.stop_signal)
-        psutil.wait_procs([process], timeout=part.stop_s)
-        for left in family:
+        family = self.orphans(part.name) if process is None else [process, *descendants(process)]
+        if process is not None:
             with suppress(psutil.NoSuchProcess):
-                left.kill()
-        psutil.wait_procs(family, timeout=5)
+                process.send_signal(part.stop_signal)
+            psutil.wait_procs([process], timeout=part.stop_s)
+        kill(family)
         (self._pids / f"{part.name}.json").unlink(missing_ok=True)
-        return True
+        return process is not None
 
     def tail(self, name: str, num_lines: int = 15) -> str:
         """The last lines of a part's log."""
         with suppress(OSError):
             return "\n".join(self.log(name).read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
         return ""
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes and wait until they are gone."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=5)
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

@@ -1,5 +1,6 @@
 """Processes of the stack: started once, found again, never confused with others', stopped with all they started."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -63,6 +64,24 @@ def test_a_part_is_started_once_and_again_after_kill_9(tmp_path: Path, keeper: K
     (tmp_path / "ready").unlink()
     assert keeper.start(part, 60) is True
     assert keeper.find("sleeper") != first
+
+
+@pytest.mark.parametrize("keeps_orphans", [False, True])
+def test_what_a_killed_part_left_behind_is_ended_first(tmp_path: Path, keeper: Keeper, keeps_orphans: bool) -> None:
+    code = PARENT.replace(", start_new_session=True", "")
+    part = dataclasses.replace(sleeper(tmp_path, code=code, stop_s=0.3), keeps_orphans=keeps_orphans)
+    keeper.start(part, 60)
+    child = psutil.Process(int((tmp_path / "child").read_text(encoding="utf-8")))
+    leader = keeper.find("sleeper")
+    assert leader is not None
+    leader.kill()
+    wait_until(lambda: keeper.find("sleeper") is None)
+    assert [process.pid for process in keeper.orphans("sleeper")] == [child.pid]
+    if keeps_orphans:
+        assert keeper.stop(part) is False  # the part itself had ended before
+    else:
+        keeper.start(part, 60)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
 def test_it_is_not_ours_if_somebody_else_has_its_id(tmp_path: Path, keeper: Keeper) -> None:
