@@ -5,7 +5,7 @@ says which of them a query is played against.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from lewis_core.config.data import MiningConfig
 from lewis_core.errors import DataError
 from lewis_core.records import Catalog, ImageRecord, JsonObject, Record, Splits, load_record, save_jsonl
 from lewis_core.retrieval.nearest import Similarities, blocks, similarities
-from lewis_core.retrieval.pictures import Negatives, Pictures, gather_negatives, gather_pictures, leave_out
+from lewis_core.retrieval.pictures import Indices, Negatives, Pictures, gather_negatives, gather_pictures, leave_out
 from lewis_core.retrieval.strategies import MISSING, Sources, query_rng
 from lewis_core.retrieval.vectors import load_embeddings
 
@@ -125,50 +125,49 @@ def mine_rows(
     )
     for query, views in enumerate(find_positives(pictures, config)):
         concept = pictures.concepts[pictures.labels[query]]
-        distractors = [
-            Candidate(image=one.image, concept=one.concept, similarity=one.similarity) for one in sources.choose(query)
-        ]
+        distractors = tuple(_candidate(*one) for one in sources.choose(query))
         degenerate = None if views else NO_SECOND_VIEW
         if not distractors:
             degenerate = degenerate or MISSING[int(sources.kinds[query, 0])]
-        yield CandidateRow(
+        yield CandidateRow.model_construct(
             query=pictures.images[query],
             concept=concept.id,
             category=concept.category,
             category_word=concept.category_word,
-            distractors=tuple(distractors),
+            distractors=distractors,
             positives=views,
             degenerate=degenerate,
         )
 
 
+def _candidate(image: ImageRecord, concept: str, similarity: float) -> Candidate:
+    """Make a candidate of parts that were checked before: there are millions of them."""
+    return Candidate.model_construct(image=image, concept=concept, similarity=similarity)
+
+
 def find_positives(pictures: Pictures, config: MiningConfig) -> Iterator[tuple[Candidate, ...]]:
     """For every picture, the views of its concept that the policy prefers, ``config.pool`` at most, in order."""
+    is_random = config.positive == "random" or config.easy_frac > 0
     for label, concept in enumerate(pictures.concepts):
         first, last = pictures.starts[label : label + 2].tolist()
-        own = pictures.vectors[first:last]
+        own, name = pictures.vectors[first:last], concept.id
         for part in blocks(len(own), max(own.shape)):
             for place, similarity in enumerate(similarities(own[part], own), part.start):
-                views = [view for view in range(len(own)) if view != place]
-                rng = query_rng(pictures, first + place, config.seed, "positives")
+                rng = query_rng(pictures, first + place, config.seed, "positives") if is_random else None
+                views = np.delete(np.arange(len(own)), place)
                 order = order_positives(similarity, views, policy(config, rng), rng)[: config.pool]
-                yield tuple(
-                    Candidate(
-                        image=pictures.images[first + view], concept=concept.id, similarity=float(similarity[view])
-                    )
-                    for view in order
-                )
+                yield tuple(_candidate(pictures.images[first + view], name, float(similarity[view])) for view in order)
 
 
-def policy(config: MiningConfig, rng: np.random.Generator) -> str:
+def policy(config: MiningConfig, rng: np.random.Generator | None) -> str:
     """Which view a query prefers: the most similar for the share of easy ones, else what the settings say."""
-    if config.easy_frac > 0 and rng.random() < config.easy_frac:
+    if rng is not None and config.easy_frac > 0 and rng.random() < config.easy_frac:
         return "easiest"
     return config.positive
 
 
 def order_positives(
-    similarity: Similarities, views: Sequence[int], preferred: str, rng: np.random.Generator
+    similarity: Similarities, views: Indices, preferred: str, rng: np.random.Generator | None
 ) -> list[int]:
     """Order the other views of a concept as the policy prefers them.
 
@@ -176,12 +175,14 @@ def order_positives(
         similarity: Of the query to every view, shape ``(n,)``.
         views: The concept's other images, ascending.
         preferred: ``hardest``: least similar first; ``easiest``: most similar first; ``random``: any order.
-        rng: Decides ``random``.
+        rng: Decides ``random``; not needed otherwise.
 
     Returns:
         All of ``views``; ties by index.
     """
-    if preferred == "random":
-        return [views[index] for index in rng.permutation(len(views))]
-    keys = similarity[views] if preferred == "hardest" else -similarity[views]
-    return [views[index] for index in np.argsort(keys, kind="stable")]
+    if preferred == "random" and rng is not None:
+        order = rng.permutation(len(views))
+    else:
+        order = np.argsort(similarity[views] if preferred == "hardest" else -similarity[views], kind="stable")
+    found: list[int] = views[order].tolist()
+    return found

@@ -5,9 +5,10 @@ which one is asked. What is random is seeded by the query's concept and content.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +50,7 @@ class Choice:
     """To the query; shape ``(N, k)``."""
 
 
-@dataclass(frozen=True)
-class Distractor:
+class Distractor(NamedTuple):
     """One distractor."""
 
     image: ImageRecord
@@ -122,24 +122,28 @@ class Sources:
             return self.easy
         return self.cross_category if kind == CROSS_CATEGORY else self.negative
 
-    def list_from(self, kind: int, query: int) -> Iterator[Distractor]:
+    @cached_property
+    def owners(self) -> dict[int, list[str]]:
+        """Concept id of every image, by source."""
+        mine, theirs = ([p.concepts[label].id for label in p.labels.tolist()] for p in (self.pictures, self.others))
+        nobody = [""] * len(self.negatives.images)
+        return {LOOK_ALIKES: mine, EASY: mine, CROSS_CATEGORY: theirs, NEGATIVES: nobody}
+
+    def list_from(self, kind: int, query: int) -> list[Distractor]:
         """A query's distractors from one source, the best first."""
-        choice, pictures = self.choice(kind), self.others if kind == CROSS_CATEGORY else self.pictures
-        for index, similarity in zip(choice.images[query].tolist(), choice.similarity[query].tolist(), strict=True):
-            if index < 0:
-                return
-            if kind == NEGATIVES:
-                yield Distractor(self.negatives.images[index], "", similarity)
-            else:
-                yield Distractor(pictures.images[index], pictures.concepts[pictures.labels[index]].id, similarity)
+        choice, owners = self.choice(kind), self.owners[kind]
+        images = {CROSS_CATEGORY: self.others.images, NEGATIVES: self.negatives.images}.get(kind, self.pictures.images)
+        pairs = zip(choice.images[query].tolist(), choice.similarity[query].tolist(), strict=True)
+        return [Distractor(images[index], owners[index], similarity) for index, similarity in pairs if index >= 0]
 
     def choose(self, query: int) -> list[Distractor]:
         """A query's distractors: pictures of different concepts, each from the source that was drawn for it."""
-        waiting: dict[int, Iterator[Distractor]] = {}
+        kinds: list[int] = self.kinds[query].tolist()
+        if kinds.count(LOOK_ALIKES) == len(kinds) and not self.pictures.shared:
+            return self.list_from(LOOK_ALIKES, query)
+        waiting = {kind: iter(self.list_from(kind, query)) for kind in set(kinds)}
         found: list[Distractor] = []
-        for kind in self.kinds[query].tolist():
-            if kind not in waiting:
-                waiting[kind] = self.list_from(kind, query)
+        for kind in kinds:
             for distractor in waiting[kind]:
                 if not any(map(distractor.repeats, found)):
                     found.append(distractor)

@@ -160,7 +160,7 @@ def test_means_are_averages_of_pictures() -> None:
     ],
 )
 def test_order_of_positives(preferred: str, expected: list[str]) -> None:
-    order = order_positives(np.array([1.0, 0.9, 0.9, 0.2]), [1, 2, 3], preferred, np.random.default_rng(0))
+    order = order_positives(np.array([1.0, 0.9, 0.9, 0.2]), np.array([1, 2, 3]), preferred, None)
     assert [" abc"[index] for index in order] == expected
 
 
