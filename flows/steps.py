@@ -64,7 +64,12 @@ def read_photos(run: PipelineRun) -> Photos:
     config = run.config
     catalog = run.stage(pipeline.BUILD_CATALOG, fingerprint=locate_photos(run), config=config.catalog)
     splits = run.stage(pipeline.SPLIT_CONCEPTS, catalog=catalog, config=config.splits)
-    embeddings = run.stage(pipeline.EMBED_IMAGES, catalog=catalog, config=config.encoder)
+    embeddings = run.stage(
+        pipeline.EMBED_IMAGES,
+        catalog=catalog,
+        config=config.encoder,
+        with_negatives=config.mining.negatives_frac > 0,
+    )
     return Photos(catalog, splits, embeddings)
 
 

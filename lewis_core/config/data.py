@@ -100,9 +100,12 @@ class EncoderConfig(FrozenConfig):
     model: str = "ViT-L-14-336"
     """open_clip architecture, ``local-dir:<folder>``, or ``pocket:clip``."""
     pretrained: str | None = "openai"
-    """open_clip tag or a weights file; ``None`` for local folders."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the encoder's forward pass."""
+    """open_clip tag, or a file of weights; ``None`` for local folders."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the encoder's forward pass; similarities are always computed in double precision."""
+    batch_size: int = Field(default=64, ge=1)
+    """Photos of one forward pass. Every pass has this size, because it decides the last bits of an embedding; only when
+    a GPU's memory runs out it is halved."""
 
 
 class MiningConfig(FrozenConfig):

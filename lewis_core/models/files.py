@@ -80,8 +80,9 @@ def encoder_folder(config: EncoderConfig) -> Path | None:
 def encoder_identity(config: EncoderConfig) -> dict[str, Any]:
     """What identifies an encoder: the content of local folders and weight files, or open_clip's names."""
     folder = encoder_folder(config)
+    how = {"type": "EncoderConfig", "precision": config.precision, "batch_size": config.batch_size}
     if folder is not None:
-        return {"type": "EncoderConfig", "weights": folder_digest(folder), "precision": config.precision}
+        return {"weights": folder_digest(folder), **how}
     file = Path(config.pretrained).expanduser() if config.pretrained else None
     weights = digest_file(file) if file is not None and file.is_file() else config.pretrained
-    return {"type": "EncoderConfig", "model": config.model, "weights": weights, "precision": config.precision}
+    return {"model": config.model, "weights": weights, **how}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import open_clip
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -17,11 +18,16 @@ from safetensors.torch import save_file
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig, EncoderConfig
-from lewis_core.errors import EvaluationError, ImageError, ModelError
+from lewis_core.data.images import inspect_image, load_rgb
+from lewis_core.errors import DataError, EvaluationError, ImageError, ModelError
 from lewis_core.models.files import encoder_folder
 from lewis_core.pipeline import BUILD_CATALOG, EMBED_IMAGES, INDEX_DATABASE
 from lewis_core.records import Catalog, Database, DatabaseEntry, Description, ImageRecord, load_record, save_record
+from lewis_core.retrieval import pixels
+from lewis_core.retrieval.embedding import encode_pictures
 from lewis_core.retrieval.encoder import ClipEncoder, iter_batches, prefetch
+from lewis_core.retrieval.pixels import Geometry, fit, iter_pixels
+from lewis_core.retrieval.store import EmbeddingStore
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index
 from lewis_core.stages import run_stage
 from lewis_core.testing import write_image, write_photo_tree
@@ -60,6 +66,15 @@ def test_rows_are_normalised_and_in_order(model: EncoderConfig) -> None:
     assert np.linalg.norm(matrix, axis=1) == pytest.approx([1, 1, 1], abs=1e-6)
     alone = clip.encode_images([clip.prepare_image(pictures[2])])
     assert matrix[2] == pytest.approx(alone[0], abs=1e-5)
+
+
+def test_a_picture_has_the_same_bits_in_any_company(model: EncoderConfig) -> None:
+    clip = encoder(model.model_copy(update={"batch_size": 8}))
+    prepared = [clip.prepare_image(image) for image in images(21)]
+    together = clip.encode_images(prepared)
+    backwards = clip.encode_images(prepared[::-1])
+    alone = np.concatenate([clip.encode_images([one]) for one in prepared])
+    assert together.tobytes() == backwards[::-1].tobytes() == alone.tobytes()
 
 
 def test_the_batch_size_changes_nothing(model: EncoderConfig) -> None:
@@ -172,6 +187,67 @@ def test_a_missing_gpu_is_a_clear_error(model: EncoderConfig) -> None:
         ClipEncoder(model, Runtime(device="cuda"))
 
 
+@pytest.mark.parametrize("size", [(28, 28), (20, 31), (200, 61), (61, 200), (29, 28)], ids=str)
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_are_those_of_open_clip(size: tuple[int, int], resize: str, interpolation: str) -> None:
+    from open_clip.transform import image_transform
+
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = image_transform(
+        28, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), resize_mode=resize, interpolation=interpolation
+    )(picture)
+    found = (
+        torch.from_numpy(fit(picture, Geometry(28, 28, resize, interpolation)).copy()).permute(2, 0, 1).float() / 255
+    )
+    found = (found - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    assert torch.equal(found, expected)
+
+
+def test_a_preprocessing_of_its_own_is_kept(model: EncoderConfig, tmp_path: Path, photos: Path) -> None:
+    source = encoder_folder(model)
+    assert source is not None
+    (tmp_path / "open_clip_model.safetensors").write_bytes((source / "open_clip_model.safetensors").read_bytes())
+    config = {"model_cfg": TINY, "preprocess_cfg": {"resize_mode": "longest"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    own = encoder(EncoderConfig(model=f"local-dir:{tmp_path}"))
+    assert own.geometry is None
+    wide = Image.new("RGB", (80, 20), (250, 20, 20))
+    assert own.prepare_image(wide).shape == (3, 28, 28)
+    record = inspect_image(photos, "train/bag/b00/0.jpg")
+    [row] = encode_pictures([record], own, photos, Runtime(device="cpu"))
+    [expected] = own.encode_images([own.prepare_image(load_rgb(photos, record))])
+    assert row.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("feeds_gpu", [False, True], ids=["threads", "processes"])
+def test_pixels_come_in_order_from_any_workers(photos: Path, feeds_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_WORTH_PROCESSES", 1)
+    records = [inspect_image(photos, str(path.relative_to(photos))) for path in sorted(photos.rglob("*.jpg"))] * 3
+    geometry = Geometry(24, 24)
+    expected = [fit(load_rgb(photos, record), geometry) for record in records]
+    batches = iter_pixels(records, photos, geometry, 5, 2, feeds_gpu=feeds_gpu)
+    assert np.array_equal(np.concatenate([batch.copy() for batch in batches]), expected)
+    broken = [*records[:7], records[7].model_copy(update={"path": "train/none.jpg"})]
+    batches = iter_pixels(broken, photos, geometry, 5, 2, feeds_gpu=feeds_gpu)
+    assert len(next(batches)) == 5
+    with pytest.raises(ImageError, match=r"train/none\.jpg: missing"):
+        next(batches)
+
+
+def test_a_killed_worker_is_an_error(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_WORTH_PROCESSES", 1)
+    records = [inspect_image(photos, "train/bag/b00/0.jpg")] * 4000
+    batches = iter_pixels(records, photos, Geometry(8, 8), 5, 2, feeds_gpu=True)
+    next(batches)
+    for worker in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(worker.cmdline()):
+            worker.kill()
+    with pytest.raises(DataError, match="was killed, perhaps for want of memory"):
+        list(batches)
+
+
 def test_prefetch_keeps_order_and_bounds_what_waits() -> None:
     made: list[int] = []
     lock = threading.Lock()
@@ -265,6 +341,55 @@ def test_each_picture_is_embedded_once(embeddings: ArtifactRef, catalog: Artifac
     with Image.open(photos / photo.path) as image:
         [expected] = clip.encode_images([clip.prepare_image(image.convert("RGB"))])
     assert matrix[rows[photo.sha256]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_known_embeddings_are_not_computed_again(
+    photos: Path, catalog: ArtifactRef, model: EncoderConfig, embeddings: ArtifactRef, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments = {"catalog": catalog, "config": model}
+    runtime = {"data_root": photos, "runtime": Runtime(device="cpu")}
+
+    def bits(ref: ArtifactRef) -> bytes:
+        return ref.file("embeddings.safetensors").read_bytes()
+
+    def forget_result(store: ArtifactStore) -> None:
+        for ref in (store.root / "embed-images").iterdir():
+            store.discard("embed-images", ref.name)
+
+    store = ArtifactStore(tmp_path)
+    first = bits(run_stage(EMBED_IMAGES, store, arguments, runtime))
+    assert first == bits(embeddings)
+    [part] = (tmp_path / "caches/embed-images").rglob("*.safetensors")
+    forget_result(store)
+    with monkeypatch.context() as patch:
+        patch.setattr("lewis_core.retrieval.embedding.ClipEncoder", None)  # no model is loaded
+        assert bits(run_stage(EMBED_IMAGES, store, arguments, runtime)) == first
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    forget_result(store)
+    assert bits(run_stage(EMBED_IMAGES, store, arguments, runtime)) == first
+    assert not part.exists()
+    negatives = run_stage(EMBED_IMAGES, store, {**arguments, "with_negatives": True}, runtime)
+    assert negatives.summary["images"] == 16
+    assert len(list((tmp_path / "caches/embed-images").rglob("*.safetensors"))) == 2  # the negative alone was encoded
+
+
+def test_the_store_keeps_what_it_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store, rows = EmbeddingStore(tmp_path), np.arange(60, dtype=np.float32).reshape(20, 3)
+    for number in range(20):
+        store.add([f"p{number}"], rows[[number]])
+    assert len(list(tmp_path.glob("*.safetensors"))) == 20
+    found = EmbeddingStore(tmp_path).find(["p3", "p19", "p77"])
+    assert {name: row.tolist() for name, row in found.items()} == {"p3": [9, 10, 11], "p19": [57, 58, 59]}
+    [part] = tmp_path.glob("*.safetensors")  # too many parts were put together
+    assert len(store.find([f"p{number}" for number in range(20)])) == 20
+    (tmp_path / "half.safetensors").write_bytes(part.read_bytes()[:-5])
+    (tmp_path / "x.unfinished").write_bytes(b"what a kill left")
+    assert len(store.find(["p3"])) == 1
+    assert "half.safetensors is damaged" in caplog.text
+    assert not (tmp_path / "half.safetensors").exists()
 
 
 def test_a_photo_that_disappeared_is_named(
