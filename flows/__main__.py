@@ -1,4 +1,7 @@
-"""The command line: ``python -m flows <flow> <settings.toml> [--set section.key=value ...]``."""
+"""The command line: ``python -m flows <flow> <settings.toml> [--set section.key=value ...]``.
+
+``python -m flows compare <run> <run>`` and its options are in :mod:`flows.compare`.
+"""
 
 import argparse
 import importlib
@@ -7,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ FLOWS = {
     "process-descriptions": "find state and location in a file of descriptions, and take them out",
     "build-pocket": "make the embedded pocket models from scratch",
 }
+COMPARE = "compare"
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -35,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<22}{text}" for name, text in FLOWS.items())
     parser = argparse.ArgumentParser(
         prog="python -m flows",
-        description=f"Run a flow.\n\n{lines}",
+        description=f"Run a flow.\n\n{lines}\n\n"
+        f"  {COMPARE:<22}put finished runs into one report: {COMPARE} RUN RUN ... (see {COMPARE} --help)",
         epilog="The last line on standard output is one JSON object with the results.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,20 +85,32 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
     return result
 
 
+def prepare(words: Sequence[str]) -> Callable[[], dict[str, object]]:
+    """Read the command line; returns what it asks for, not yet done. Ends the program if it cannot be understood."""
+    if words and words[0] == COMPARE:
+        from flows import compare
+
+        compare.build_parser().parse_args(words[1:])
+        return lambda: compare.compare(words[1:])
+    options = build_parser().parse_args(words)
+    return lambda: run_flow(options.flow, options.settings, options.overrides)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    name, run = words[0] if words else "", prepare(words)
     signal.signal(signal.SIGTERM, end_on_sigterm)
     try:
-        result = run_flow(options.flow, options.settings, options.overrides)
+        result = run()
     except ConfigError as error:
         sys.stderr.write(f"settings: {error}\n")
         return EXIT_SETTINGS
     except LewisError as error:
-        sys.stderr.write(f"{options.flow} failed: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"{name} failed: {type(error).__name__}: {error}\n")
         return EXIT_FAILED
     except KeyboardInterrupt:
-        sys.stderr.write(f"{options.flow} was interrupted; the same command goes on where it stopped\n")
+        sys.stderr.write(f"{name} was interrupted; the same command goes on where it stopped\n")
         return EXIT_INTERRUPTED
     sys.stdout.write(json.dumps(result, default=str) + "\n")
     sys.stdout.flush()

@@ -1,5 +1,6 @@
 """Settings of description generation, the evaluations and the report."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -200,3 +201,22 @@ class ReportConfig(FrozenConfig):
     """Failures worth looking at."""
     seed: int = 0
     """Seed of the gallery's choice."""
+
+
+class CompareConfig(FrozenConfig):
+    """A comparison of finished runs; made from the command line of ``python -m flows compare``."""
+
+    runs: tuple[Path, ...] = Field(min_length=1)
+    """Work folders of finished runs, folders of reports, or folders of single evaluations."""
+    output: Path
+    """Folder that receives ``report.html``, ``tables/`` and ``plots/``."""
+    baseline: str | None = None
+    """Speaker that the others are tested against; ``None``: ``base``, or else the first one."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Speakers that differ in the seed only, by name of their group; none: trainings that do are found."""
+    photos: Path | None = None
+    """Folder that image paths are relative to, where that of the runs is not on this machine."""
+    statistics: StatisticsConfig = StatisticsConfig()
+    """Intervals and tests."""
+    report: ReportConfig = ReportConfig(title="Lewis: runs compared", gallery=24)
+    """Title and sizes."""

@@ -109,25 +109,29 @@ def paired_tests(key: Key, baseline: Rows, other: Rows, config: StatisticsConfig
     """
     check_items(key, baseline, other)
     if key[0] == "descriptions":
-        baseline, other = _both_described(baseline, other)
+        baseline, other = both_described(baseline, other)
     tests = []
-    for name, build in HEADLINES[key[0]].items():
-        before, after = build(baseline), build(other)
-        result = compare_measures(before, after, config)
-        if result is not None:
-            concepts = len(after.names)
-            tests.append(
-                PairedTest(
-                    evaluation=key[0],
-                    answering=key[1],
-                    metric=name,
-                    n=after.n,
-                    concepts=concepts,
-                    **result._asdict(),
-                    **discordant(key[0], name, baseline, other),
-                )
-            )
+    for name in HEADLINES[key[0]]:
+        if (test := paired_test(key, name, baseline, other, config)) is not None:
+            tests.append(test.model_copy(update=discordant(key[0], name, baseline, other)))
     return tests
+
+
+def paired_test(key: Key, name: str, baseline: Rows, other: Rows, config: StatisticsConfig) -> PairedTest | None:
+    """Test one headline number; ``None`` where it cannot be measured for both."""
+    build = HEADLINES[key[0]][name]
+    before, after = build(baseline), build(other)
+    result = compare_measures(before, after, config)
+    if result is None:
+        return None
+    return PairedTest(
+        evaluation=key[0],
+        answering=key[1],
+        metric=name,
+        n=after.n,
+        concepts=len(after.names),
+        **result._asdict(),
+    )
 
 
 def correct(tests: Sequence[PairedTest]) -> list[PairedTest]:
@@ -163,7 +167,7 @@ def check_items(key: Key, baseline: Rows, other: Rows) -> None:
         )
 
 
-def _both_described(baseline: Rows, other: Rows) -> tuple[Rows, Rows]:
-    """Keep the concepts that both speakers described: what is not said has no words to count."""
+def both_described(baseline: Rows, other: Rows) -> tuple[Rows, Rows]:
+    """Keep the concepts that all speakers described: what is not said has no words to count."""
     silent = {row.item for row in (*baseline, *other) if row.words is None}
     return [row for row in baseline if row.item not in silent], [row for row in other if row.item not in silent]

@@ -138,6 +138,8 @@ class SeedMetric(Record):
     low: float | None = None
     """Interval of the mean: concepts resampled, these very seeds."""
     high: float | None = None
+    test: PairedTest | None = None
+    """The seeds together against the baseline, these very seeds; concepts are swapped as in other tests."""
     low_seeds: float | None = None
     """Interval of the mean: concepts and seeds resampled; with few seeds still too narrow."""
     high_seeds: float | None = None

@@ -14,8 +14,16 @@ from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation import io
-from lewis_core.evaluation.compare import HEADLINES, Key, Rows, check_items, load_speaker
-from lewis_core.evaluation.records import EvaluationResult, SeedMetric, SeedSummary
+from lewis_core.evaluation.compare import (
+    HEADLINES,
+    Key,
+    Rows,
+    both_described,
+    check_items,
+    load_speaker,
+    paired_test,
+)
+from lewis_core.evaluation.records import EvaluationResult, PairedTest, SeedMetric, SeedSummary
 from lewis_core.evaluation.statistics import Interval, Measure, draw_concepts, interval, point
 from lewis_core.records import JsonObject, load_record, save_record
 from lewis_core.seeding import stable_rng
@@ -64,13 +72,21 @@ def aggregate_seeds(
     }
 
 
-def pool_seeds(key: Key, runs: Sequence[Rows], config: StatisticsConfig) -> list[SeedMetric]:
+def pool_seeds(
+    key: Key, runs: Sequence[Rows], config: StatisticsConfig, baseline: Rows | None = None
+) -> list[SeedMetric]:
     """Put the headline numbers of one evaluation together; those that a seed lacks are left out.
+
+    Args:
+        key: Evaluation and answering model.
+        runs: Items of each seed.
+        config: Resamples, coverage, seed.
+        baseline: The baseline's items; all seeds' answers together are tested against it.
 
     Raises:
         EvaluationError: If the seeds were not asked the same items.
     """
-    for other in runs[1:]:
+    for other in (*runs[1:], *([] if baseline is None else [baseline])):
         check_items(key, runs[0], other)
     pooled = []
     for name, build in HEADLINES[key[0]].items():
@@ -88,6 +104,7 @@ def pool_seeds(key: Key, runs: Sequence[Rows], config: StatisticsConfig) -> list
                 values=tuple(values),
                 mean=float(np.mean(values)),
                 deviation=float(np.std(values, ddof=1)),
+                test=None if baseline is None else _test_together(key, name, runs, baseline, config),
                 low=fixed.low,
                 high=fixed.high,
                 low_seeds=drawn.low,
@@ -97,6 +114,17 @@ def pool_seeds(key: Key, runs: Sequence[Rows], config: StatisticsConfig) -> list
             )
         )
     return pooled
+
+
+def _test_together(
+    key: Key, name: str, runs: Sequence[Rows], baseline: Rows, config: StatisticsConfig
+) -> PairedTest | None:
+    """Test the answers of all seeds together against the baseline's, taken as many times."""
+    before: Rows = [row for _ in runs for row in baseline]
+    after: Rows = [row for rows in runs for row in rows]
+    if key[0] == "descriptions":
+        before, after = both_described(before, after)
+    return paired_test(key, name, before, after, config)
 
 
 def _intervals(measures: Sequence[Measure], config: StatisticsConfig) -> tuple[Interval, Interval]:

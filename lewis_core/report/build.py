@@ -17,20 +17,25 @@ from lewis_core.config.base import Runtime
 from lewis_core.config.evaluation import ReportConfig
 from lewis_core.records import JsonObject
 from lewis_core.report.charts import interval_axis, speaker_style, standalone
-from lewis_core.report.curves import Curve, draw_curves
+from lewis_core.report.curves import Curve, draw_curves, draw_shared_curves
+from lewis_core.report.export import export_tables
 from lewis_core.report.facts import write_facts, write_notes
+from lewis_core.report.figures import Figure, by_category, confusions, count_yes_no, draw_figures
 from lewis_core.report.gallery import Card, Failures, GalleryBuilder
 from lewis_core.report.headline import find_verdicts, key_figures, write_headline
 from lewis_core.report.images import PhotoAlbum
 from lewis_core.report.labels import count
 from lewis_core.report.load import LISTENER, ReportData, load_report_data
 from lewis_core.report.samples import pick_samples
+from lewis_core.report.seeds import seed_tables
 from lewis_core.report.tables import Block, forest_plot, main_blocks, matrix
 from lewis_core.reporting import Reporter
 
 FOLDER = Path(__file__).parent
 REPORT = "report.html"
-PLOTS = "plots"
+PLOTS, TABLES = "plots", "tables"
+MAX_CONTRASTS = 5
+"""Speakers whose wins and losses are shown with photos."""
 NUMERIC = ("game", "identification", "recognition", "vqa")
 ARROW = Markup(
     '<svg class="arrow" viewBox="0 0 34 20" width="34" height="20" aria-hidden="true">'
@@ -61,7 +66,7 @@ def build_report(
         evaluations: Artifacts of the evaluations, of all speakers.
         comparisons: Artifacts of ``compare-speakers``.
         facts: What else is worth saying about the run: models, seeds; nested objects become groups.
-        output_dir: Receives ``report.html`` and ``plots/*.svg``.
+        output_dir: Receives ``report.html``, ``plots/*.svg`` and ``tables/*``.
         config: Title and sizes.
         data_root: Folder that image paths are relative to.
         runtime: Unused; a report is one process.
@@ -78,35 +83,43 @@ def build_report(
     data = load_report_data(catalog, training, databases, evaluations, comparisons, facts)
     album = PhotoAlbum(data_root)
     report = render_report(data, config, album)
-    path = output_dir / REPORT
-    path.write_text(report.html, encoding="utf-8")
-    (output_dir / PLOTS).mkdir()
-    for name, chart in report.plots.items():
-        (output_dir / PLOTS / name).write_text(chart, encoding="utf-8")
-        reporter.log_artifact(output_dir / PLOTS / name)
-    reporter.log_artifact(path)
+    for path in write_report(report, output_dir):
+        reporter.log_artifact(path)
     return {
         "headline": report.headline,
         "speakers": [speaker.name for speaker in data.speakers],
         "evaluations": len(data.evaluations),
         "concepts_shown": report.num_cards,
         "photos_missing": len(album.missing),
-        "bytes": path.stat().st_size,
+        "bytes": (output_dir / REPORT).stat().st_size,
     }
 
 
+def write_report(report: "Report", folder: Path) -> list[Path]:
+    """Write the page, its charts and its tables; returns the files, the page last."""
+    written = []
+    for place, files in ((PLOTS, report.plots), (TABLES, report.tables)):
+        (folder / place).mkdir()
+        for name, text in files.items():
+            written.append(folder / place / name)
+            written[-1].write_text(text, encoding="utf-8")
+    (folder / REPORT).write_text(report.html, encoding="utf-8")
+    return [*written, folder / REPORT]
+
+
 class Report:
-    """A rendered page and its charts.
+    """A rendered page, its charts and its tables.
 
     Args:
         html: The page.
         plots: SVG files by name.
+        tables: CSV, JSON and LaTeX files by name.
         headline: Title sentence.
         num_cards: Concepts in the gallery.
     """
 
-    def __init__(self, html: str, plots: dict[str, str], headline: str, num_cards: int) -> None:
-        self.html, self.plots, self.headline, self.num_cards = html, plots, headline, num_cards
+    def __init__(self, html: str, plots: dict[str, str], tables: dict[str, str], headline: str, num_cards: int) -> None:
+        self.html, self.plots, self.tables, self.headline, self.num_cards = html, plots, tables, headline, num_cards
 
 
 def render_report(data: ReportData, config: ReportConfig, album: PhotoAlbum) -> Report:
@@ -118,11 +131,9 @@ def render_report(data: ReportData, config: ReportConfig, album: PhotoAlbum) -> 
         album: Embeds photos; knows afterwards which were missing.
     """
     headline = write_headline(data, config.title)
-    curves = draw_curves(data.training) if data.training else ()
-    blocks = main_blocks(data)
+    curves, blocks, figures = _curves(data), main_blocks(data), draw_figures(data)
     builder = GalleryBuilder(data, album, _shown_listener(data))
     gallery = builder.gallery(config.gallery, config.seed)
-    failures = builder.failures(config.failures)
     context = {
         "title": config.title,
         "headline": headline,
@@ -130,7 +141,7 @@ def render_report(data: ReportData, config: ReportConfig, album: PhotoAlbum) -> 
         "speakers": [{"name": speaker.name, "style": speaker_style(speaker.slot)} for speaker in data.speakers],
         "main": {"name": data.main.name, "style": speaker_style(data.main.slot)} if data.main else None,
         "baseline": data.baseline,
-        "training": data.training,
+        "training": data.training or data.trainings,
         "facts": write_facts(data),
         "quarantine": data.quarantine,
         "quarantine_count": count(len(data.quarantine), "photo"),
@@ -140,43 +151,84 @@ def render_report(data: ReportData, config: ReportConfig, album: PhotoAlbum) -> 
         "axis": interval_axis(),
         "has_chance": any(block.chance for block in blocks),
         "verdicts": find_verdicts(data),
+        "seed_tables": seed_tables(data),
         "all_numbers": matrix(data, NUMERIC),
         "description_rows": matrix(data, ("descriptions",)),
-        **_gallery_context(gallery, failures, config),
+        "closer": figures,
+        "categories_blocks": by_category(data),
+        "confusions": confusions(data),
+        "yes_no": count_yes_no(data),
+        **_gallery_context(gallery, config),
+        "example": _example(data, album, config),
+        "contrasts": _contrasts(data, album, config),
         "notes": write_notes(data, album),
         "origin": _origin(data),
         "arrow": ARROW,
     }
     context["sections"] = _sections(context)
-    plots = _plots(curves, blocks)
-    return Report(_render(context), plots, headline.title, len(gallery))
+    return Report(_render(context), _plots(curves, figures, blocks), export_tables(data), headline.title, len(gallery))
 
 
-def _gallery_context(gallery: tuple[Card, ...], failures: Failures, config: ReportConfig) -> JsonObject:
-    """What the gallery, the failures and the picture of the game show."""
-    playable = [card for card in gallery if card.candidates and card.photo and not card.tellings[-1].error]
-    telling = [card for card in playable if [*card.outcomes.values()][-1].verdict == "right"]
+def _curves(data: ReportData) -> tuple[Curve, ...]:
+    """Training curves: all quantities of one training, or the main ones of several over one another."""
+    if data.training:
+        return draw_curves(data.training)
+    if len(data.trainings) == 1:
+        return draw_curves(data.trainings[0][1])
+    slots = {speaker.name: speaker.slot for speaker in data.speakers}
+    return draw_shared_curves([(name, speaker_style(slots[name]), training) for name, training in data.trainings])
+
+
+def _contrasts(data: ReportData, album: PhotoAlbum, config: ReportConfig) -> list[Failures]:
+    """Wins and losses of each speaker against the baseline; of a speaker alone, its failures."""
+    if data.baseline is None:
+        pairs = [[speaker] for speaker in data.speakers]
+    else:
+        pairs = [[data.baseline, other] for other in data.speakers[1 : 1 + MAX_CONTRASTS]]
+    listener = _shown_listener(data)
+    found = [GalleryBuilder(data, album, listener, pair).failures(config.failures) for pair in pairs]
+    return [one for one in found if one.gains or one.misses or one.regressions or one.false_positives]
+
+
+def _gallery_context(gallery: tuple[Card, ...], config: ReportConfig) -> JsonObject:
+    """What the gallery shows."""
     return {
         "gallery": gallery,
         "gallery_note": f"seed {config.seed}, spread evenly over categories",
         "has_games": any(card.candidates for card in gallery),
         "has_changes": any(card.change != "same" for card in gallery),
         "categories": sorted({(card.category, card.category_word) for card in gallery}),
-        "example": next(iter([*telling, *playable]), None),
-        "failures": failures,
     }
+
+
+def _example(data: ReportData, album: PhotoAlbum, config: ReportConfig) -> Card | None:
+    """A round that shows what the game is: one of the gallery that was won most clearly, if there is any."""
+    if data.main is None:
+        return None
+    builder = GalleryBuilder(data, album, _shown_listener(data), [data.main])
+    cards = [card for card in builder.gallery(config.gallery, config.seed) if card.candidates and card.photo]
+    playable = [card for card in cards if not card.tellings[-1].error]
+    return max(playable, key=_clarity, default=None)
+
+
+def _clarity(card: Card) -> tuple[bool, float]:
+    """Whether a round was won, and how much more the listener believed in the target than in another candidate."""
+    beliefs = {c.is_target: [a.probability or 0.0 for a in c.answers] for c in card.candidates}
+    others = [a.probability or 0.0 for c in card.candidates if not c.is_target for a in c.answers]
+    won = any(outcome.verdict == "right" for outcome in card.outcomes.values())
+    return won, max(beliefs.get(True) or [0.0]) - max(others, default=0.0)
 
 
 def _sections(context: JsonObject) -> list[tuple[str, str]]:
     """Contents of the page: only what is there."""
-    failures: Failures = context["failures"]
     found = (
         ("run", "What was run", True),
         ("training", "Training", context["curves"] or context["samples"]),
         ("evaluations", "Evaluations", context["blocks"]),
         ("descriptions", "Descriptions", context["description_rows"]),
+        ("closer", "A closer look", context["closer"] or context["categories_blocks"] or context["confusions"]),
         ("gallery", "Gallery", context["gallery"]),
-        ("failures", "Failures", failures.misses or failures.regressions or failures.false_positives),
+        ("failures", "Wins and losses" if context["baseline"] else "Failures", context["contrasts"]),
         ("reading", "How to read it", True),
     )
     return [(anchor, name) for anchor, name, shown in found if shown]
@@ -188,11 +240,12 @@ def _shown_listener(data: ReportData) -> str | None:
     return LISTENER if LISTENER in names else next(iter(names), None)
 
 
-def _plots(curves: tuple[Curve, ...], blocks: tuple[Block, ...]) -> dict[str, str]:
+def _plots(curves: tuple[Curve, ...], figures: tuple[Figure, ...], blocks: tuple[Block, ...]) -> dict[str, str]:
     """Charts as files of their own."""
     plots = {
         f"training-{curve.slug}.svg": standalone(curve.chart, f"{curve.title}: {curve.caption}") for curve in curves
     }
+    plots |= {f"{figure.slug}.svg": standalone(figure.chart, figure.title) for figure in figures}
     if blocks:
         plots["evaluations.svg"] = standalone(forest_plot(blocks), "Evaluations with 95 % intervals")
     return plots

@@ -125,13 +125,13 @@ def line_chart(
     room = LABEL_ROOM if len(drawn) > 1 else PLAIN_ROOM
     y = Axis(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     x = Axis(min(places), max(*places, min(places) + 1), LEFT, WIDTH - room)
-    body = [_y_grid(ticks, y, WIDTH - room), _x_axis(x, x_label), _y_name(y_label)]
+    body = [y_grid(ticks, y, WIDTH - room), x_axis(x, x_label), y_name(y_label)]
     if reference:
         body.append(_reference(*reference, x, y))
     body += [_series(item, x, y) for item in drawn]
     if len(drawn) > 1:
         body.append(_end_labels(drawn, y, WIDTH - room + 7))
-    return _svg(f"{title}: {y_label} over {x_label}", WIDTH, HEIGHT, body)
+    return svg(f"{title}: {y_label} over {x_label}", WIDTH, HEIGHT, body)
 
 
 def interval_chart(
@@ -147,11 +147,11 @@ def interval_chart(
     """
     height = 12 * len(estimates) + 14
     x = Axis(0, 1, 6, width - 6)
-    body = [_vertical("grid", x(tick), 0, height) for tick in QUARTERS]
+    body = [vertical("grid", x(tick), 0, height) for tick in QUARTERS]
     if reference is not None:
-        body.append(_vertical("chance", x(reference), 0, height))
+        body.append(vertical("chance", x(reference), 0, height))
     body += [_estimate(item, x, 13 + 12 * row) for row, item in enumerate(estimates)]
-    return _svg(title, width, height, body)
+    return svg(title, width, height, body)
 
 
 def interval_axis(width: int = PLOT_WIDTH) -> Markup:
@@ -164,7 +164,7 @@ def interval_axis(width: int = PLOT_WIDTH) -> Markup:
         )
         for tick in QUARTERS
     ]
-    return _svg("axis from 0 to 100 percent", width, 14, labels)
+    return svg("axis from 0 to 100 percent", width, 14, labels)
 
 
 def forest_chart(title: str, rows: Sequence[tuple[str, Sequence[Estimate], float | None]]) -> Markup:
@@ -179,16 +179,16 @@ def forest_chart(title: str, rows: Sequence[tuple[str, Sequence[Estimate], float
     for label, estimates, reference in rows:
         height = 12 * len(estimates) + 16
         if reference is not None:
-            body.append(_vertical("chance", x(reference), top + 3, top + height - 3))
-        body.append(_label(286, top + height / 2 + 4, label, "end"))
+            body.append(vertical("chance", x(reference), top + 3, top + height - 3))
+        body.append(label_text(286, top + height / 2 + 4, label, "end"))
         body += [_estimate(item, x, top + 14 + 12 * row) for row, item in enumerate(estimates)]
         top += height
     tick_text = Markup('<text class="tick" x="{}" y="16" text-anchor="middle">{:.0f} %</text>')
-    grid = [_vertical("grid", x(tick), 24, top) for tick in QUARTERS]
+    grid = [vertical("grid", x(tick), 24, top) for tick in QUARTERS]
     names = dict.fromkeys((item.style, item.title) for _, estimates, _ in rows for item in estimates)
-    legend = _legend([*names], x.start, top + 22)
-    body = [*grid, *body, *(tick_text.format(x(tick), 100 * tick) for tick in QUARTERS), *legend]
-    return _svg(title, 690, top + 34, body)
+    named = legend([*names], x.start, top + 22)
+    body = [*grid, *body, *(tick_text.format(x(tick), 100 * tick) for tick in QUARTERS), *named]
+    return svg(title, 690, top + 34, body)
 
 
 def change_chart(title: str, before: float | None, after: float, after_style: str, width: int = 200) -> Markup:
@@ -201,7 +201,7 @@ def change_chart(title: str, before: float | None, after: float, after_style: st
         )
         body.append(Markup('<circle class="dot s0" cx="{}" cy="9" r="4.5"/>').format(x(before)))
     body.append(Markup('<circle class="dot {}" cx="{}" cy="9" r="5.5"/>').format(after_style, x(after)))
-    return _svg(title, width, 18, body)
+    return svg(title, width, 18, body)
 
 
 def standalone(chart: Markup, title: str) -> str:
@@ -221,25 +221,28 @@ def speaker_style(slot: int) -> str:
     return f"s{slot % NUM_COLOURS}"
 
 
-def _vertical(style: str, x: float, top: float, bottom: float) -> Markup:
+def vertical(style: str, x: float, top: float, bottom: float) -> Markup:
+    """Draw a vertical line."""
     return Markup('<line class="{0}" x1="{1}" x2="{1}" y1="{2}" y2="{3}"/>').format(style, x, top, bottom)
 
 
-def _label(x: float, y: float, text: str, anchor: str = "start") -> Markup:
+def label_text(x: float, y: float, text: str, anchor: str = "start") -> Markup:
+    """Write a word beside a line, a row or a dot."""
     return Markup('<text class="label" x="{}" y="{}" text-anchor="{}">{}</text>').format(x, y, anchor, text)
 
 
-def _legend(names: Sequence[tuple[str, str]], left: float, y: float) -> list[Markup]:
+def legend(names: Sequence[tuple[str, str]], left: float, y: float) -> list[Markup]:
     """Name the speakers in one line: a dot in its colour, and the name."""
     marks = []
     for style, name in names:
         dot = Markup('<g class="{}"><circle class="dot" cx="{}" cy="{}" r="4"/></g>')
-        marks += [dot.format(style, left + 4, y - 4), _label(left + 13, y, name)]
+        marks += [dot.format(style, left + 4, y - 4), label_text(left + 13, y, name)]
         left += 30 + 6.5 * len(name)
     return marks
 
 
-def _svg(title: str, width: float, height: float, body: Sequence[Markup]) -> Markup:
+def svg(title: str, width: float, height: float, body: Sequence[Markup]) -> Markup:
+    """Put drawn parts into a picture with a title for screen readers."""
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {} {}" width="{}" height="{}" role="img" '
         'aria-label="{}">{}</svg>'
@@ -252,7 +255,8 @@ def _tick_text(value: float, ticks: Sequence[float]) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _y_grid(ticks: Sequence[float], y: Axis, right: float) -> Markup:
+def y_grid(ticks: Sequence[float], y: Axis, right: float) -> Markup:
+    """Draw horizontal grid lines with their values."""
     line = Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>')
     text = Markup('<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>')
     lines = [line.format(LEFT, right, y(tick), y(tick)) for tick in ticks]
@@ -260,7 +264,8 @@ def _y_grid(ticks: Sequence[float], y: Axis, right: float) -> Markup:
     return Markup("").join(lines + texts)
 
 
-def _x_axis(x: Axis, label: str) -> Markup:
+def x_axis(x: Axis, label: str) -> Markup:
+    """Write the values below a chart, and what they are."""
     ticks = [tick for tick in nice_ticks(x.low, x.high) if x.low <= tick <= x.high]
     text = Markup('<text class="tick" x="{}" y="{}" text-anchor="middle">{}</text>')
     marks = [text.format(x(tick), HEIGHT - BOTTOM + 16, _tick_text(tick, ticks)) for tick in ticks]
@@ -268,14 +273,16 @@ def _x_axis(x: Axis, label: str) -> Markup:
     return Markup("").join([*marks, name])
 
 
-def _y_name(label: str) -> Markup:
+def y_name(label: str) -> Markup:
+    """Write what the vertical axis shows."""
     return Markup('<text class="axis" x="0" y="10">{}</text>').format(label)
 
 
 def _reference(name: str, value: float, x: Axis, y: Axis) -> Markup:
     return Markup(
-        '<line class="chance" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="tick" x="{}" y="{}">{}</text>'
-    ).format(x.start, x.end, y(value), y(value), x.start + 4, y(value) - 4, name)
+        '<line class="chance" x1="{}" x2="{}" y1="{}" y2="{}"/>'
+        '<text class="tick" x="{}" y="{}" text-anchor="end">{}</text>'
+    ).format(x.start, x.end, y(value), y(value), x.end, y(value) + 13, name)
 
 
 def _smooth_line(item: Series) -> list[float]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -66,6 +66,30 @@ def draw_curves(training: Training) -> tuple[Curve, ...]:
         chart = line_chart(panel.title, series, X_LABEL, panel.unit, reference, panel.cover)
         slug = panel.title.lower().replace(" ", "-")
         curves.append(Curve(panel.title, panel.unit, panel.caption, slug, chart))
+    return tuple(curves)
+
+
+def draw_shared_curves(trainings: Sequence[tuple[str, str, Training]]) -> tuple[Curve, ...]:
+    """Draw several trainings into the same panels, those quantities that are one line in each.
+
+    Args:
+        trainings: Speaker's name, CSS class and training.
+    """
+    curves = []
+    for panel in PANELS:
+        if panel.pattern.groups:
+            continue
+        series = [
+            Series(name, style, line.xs, line.ys)
+            for name, style, training in trainings
+            for line in _collect(training.metrics, panel)
+        ]
+        if not series:
+            continue
+        chances = {_chance(training) for _, _, training in trainings}
+        reference = next(iter(chances)) if panel.title == "Listener accuracy" and len(chances) == 1 else None
+        chart = line_chart(panel.title, series, X_LABEL, panel.unit, reference, panel.cover)
+        curves.append(Curve(panel.title, panel.unit, panel.caption, panel.title.lower().replace(" ", "-"), chart))
     return tuple(curves)
 
 

@@ -52,7 +52,7 @@ def write_facts(data: ReportData) -> tuple[Group, ...]:
 
 def write_notes(data: ReportData, album: PhotoAlbum) -> list[str]:
     """Footnotes: method, failed and invalid items, missing photos, limits."""
-    return [*_method(data), *_troubles(data), *_warnings(data), *_missing(album), *_limits(data)]
+    return [*data.remarks, *_method(data), *_troubles(data), *_warnings(data), *_missing(album), *_limits(data)]
 
 
 def _photos(data: ReportData) -> tuple[tuple[str, str], ...]:
@@ -136,6 +136,12 @@ def _method(data: ReportData) -> list[str]:
             "below 0.05 and its interval leaves out 0; several tests on one page make a chance find likelier."
         )
         notes += [_corrected(comparison) for comparison in data.comparisons if len(comparison.tests) > 1]
+        if any(test.p_mcnemar is not None for comparison in data.comparisons for test in comparison.tests):
+            notes.append(
+                "The tables as files also have McNemar’s exact test of the same answers. It takes items for "
+                "independent, which photos of one thing are not, so its p-values are too small; it is there because "
+                "papers report it."
+            )
         notes.append(
             "Tested are the numbers in which an item without a usable description counts as wrong, so that nobody wins "
             "by silence."
@@ -195,7 +201,13 @@ def _limits(data: ReportData) -> list[str]:
         "listed word is marked whatever it means in its sentence."
     ]
     answering = {item.result.answering for item in data.evaluations} - {""}
-    if data.training and answering == {"listener"}:
+    if data.seeds:
+        notes.append(
+            "Means over seeds: the interval resamples things and seeds; with few seeds it is still too narrow, since "
+            "a spread is hardly known from two or three. The difference pools the seeds’ answers and says nothing of "
+            "further seeds."
+        )
+    if (data.training or data.trainings) and answering == {"listener"}:
         notes.append(
             "Every answer here comes from the listener that training was rewarded by, or a copy of it. Part of a gain "
             "may be words that only this listener understands; an independent listener would show that."

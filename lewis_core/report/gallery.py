@@ -13,6 +13,8 @@ from lewis_core.report.images import LARGE, MEDIUM, SMALL, PhotoAlbum
 from lewis_core.report.load import ReportData, Speaker
 from lewis_core.seeding import stable_rng
 
+MOST_SHOWN = 4
+"""Speakers on one card."""
 YES, NO = 0, 1
 """Options of recognition."""
 
@@ -74,7 +76,7 @@ class Card:
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """By speaker."""
     change: str = "same"
-    """``better``, ``worse`` or ``same``: the main speaker's game against the baseline's."""
+    """``better``, ``worse`` or ``same``: the second speaker's game against the first one's."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,17 @@ class FalsePositive:
 
 @dataclass(frozen=True)
 class Failures:
-    """What went wrong for the main speaker: the worst of each kind, and how many there are."""
+    """Wins and losses of a speaker: the clearest of each kind, and how many there are."""
+
+    speaker: str = ""
+    style: str = ""
 
     misses: tuple[Card, ...] = ()
     num_misses: int = 0
     num_rounds: int = 0
     regressions: tuple[Card, ...] = ()
     num_regressions: int = 0
+    gains: tuple[Card, ...] = ()
     num_gains: int = 0
     false_positives: tuple[FalsePositive, ...] = ()
     num_false_positives: int = 0
@@ -133,11 +139,15 @@ class GalleryBuilder:
         data: All inputs.
         album: Embeds photos.
         answering: Whose game is shown, e.g. ``listener``; ``None`` if there is no game.
+        shown: Speakers of each card: the baseline, the one it is about, others; without, those of the report.
     """
 
-    def __init__(self, data: ReportData, album: PhotoAlbum, answering: str | None) -> None:
+    def __init__(
+        self, data: ReportData, album: PhotoAlbum, answering: str | None, shown: Sequence[Speaker] | None = None
+    ) -> None:
         self._data, self._album = data, album
-        self._shown = tuple(s for s in (data.baseline, data.main) if s is not None)
+        self._shown = tuple(data.speakers[:MOST_SHOWN] if shown is None else shown)
+        self._main = self._shown[min(1, len(self._shown) - 1)] if self._shown else None
         self._games = {speaker.name: self._predictions(speaker, answering) for speaker in self._shown}
 
     def gallery(self, num_concepts: int, seed: int) -> tuple[Card, ...]:
@@ -147,7 +157,7 @@ class GalleryBuilder:
             num_concepts: How many, at most.
             seed: Of the choice; results play no part in it.
         """
-        main = self._data.main
+        main = self._main
         if main is None:
             return ()
         by_category: dict[str, list[str]] = {}
@@ -182,22 +192,26 @@ class GalleryBuilder:
 
     def failures(self, num_shown: int) -> Failures:
         """Collect the main speaker's misses, its losses against the baseline, and wrong recognitions."""
-        main = self._data.main
+        main = self._main
         if main is None:
             return Failures()
         asked = [p for p in self._games.get(main.name, {}).values() if p.error is None and p.concept in main.entries]
         missed = sorted((p for p in asked if not p.is_correct), key=lambda p: (-_overconfidence(p), p.item))
         changes = {p.item: self._change(self._round(p.concept, p.item)) for p in asked}
+        won = sorted((p for p in asked if changes[p.item] == "better"), key=lambda p: (-_lead(p), p.item))
         lost = [p for p in missed if changes[p.item] == "worse"]
         others = [p for p in missed if changes[p.item] != "worse"]
         confused, num_confused, num_negatives = self._false_positives(main, num_shown)
         return Failures(
+            speaker=main.name,
+            style=speaker_style(main.slot),
             misses=tuple(self.card(p.concept, p.item) for p in _one_per_concept(others)[:num_shown]),
             num_misses=len(missed),
             num_rounds=len(asked),
             regressions=tuple(self.card(p.concept, p.item) for p in _one_per_concept(lost)[:num_shown]),
             num_regressions=len(lost),
-            num_gains=sum(change == "better" for change in changes.values()),
+            gains=tuple(self.card(p.concept, p.item) for p in _one_per_concept(won)[:num_shown]),
+            num_gains=len(won),
             false_positives=confused,
             num_false_positives=num_confused,
             num_negatives=num_negatives,
@@ -231,9 +245,10 @@ class GalleryBuilder:
         )
 
     def _change(self, played: dict[str, Prediction]) -> str:
-        if self._data.baseline is None or len(played) < len(self._shown):
+        names = [speaker.name for speaker in self._shown[:2]]
+        if len(names) < 2 or not all(name in played for name in names):
             return "same"
-        before, after = (played[speaker.name] for speaker in self._shown)
+        before, after = (played[name] for name in names)
         if before.error or after.error or before.is_correct == after.is_correct:
             return "same"
         return "better" if after.is_correct else "worse"
@@ -310,6 +325,14 @@ def _overconfidence(prediction: Prediction) -> float:
     if prediction.answered is None or prediction.expected is None or len(probabilities) < len(prediction.options):
         return 0.0
     return probabilities[prediction.answered] - probabilities[prediction.expected]
+
+
+def _lead(prediction: Prediction) -> float:
+    """How much more the listener believed in the target than in any other candidate."""
+    if prediction.expected is None or len(prediction.probabilities) < len(prediction.options):
+        return 0.0
+    others = [p for index, p in enumerate(prediction.probabilities) if index != prediction.expected]
+    return prediction.probabilities[prediction.expected] - max(others)
 
 
 def _said(prediction: Prediction) -> float:

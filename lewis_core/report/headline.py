@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from lewis_core.evaluation.records import Metric, PairedTest
+from lewis_core.evaluation.records import EvaluationResult, Metric, PairedTest, SeedMetric
 from lewis_core.report import labels
 from lewis_core.report.charts import change_chart, speaker_style
 from lewis_core.report.load import LISTENER, Evaluation, ReportData
@@ -87,11 +87,49 @@ def write_headline(data: ReportData, title: str) -> Headline:
         title: Said when no evaluation was made.
     """
     for evaluation, metric, claim in CLAIMS:
-        if change := find_change(data, evaluation, (metric,)):
+        change = find_change(data, evaluation, (metric,))
+        if change and (seeds := find_seeds(data, change)):
+            return _headline_of_seeds(data, change, seeds, claim)
+        if change:
             return Headline(_claim(data, change, claim), tuple(_qualify(data, change)))
     if data.main and data.main.entries:
         return Headline(f"{labels.count(len(data.main.entries), 'thing')} described, not evaluated yet", ())
     return Headline(title, ())
+
+
+def find_seeds(data: ReportData, change: Change) -> SeedMetric | None:
+    """The same number of all seeds together, if the main speaker is one of several."""
+    return _seed_metric(data, change.evaluation.result, change.metric.name)
+
+
+def _seed_metric(data: ReportData, result: EvaluationResult, metric: str) -> SeedMetric | None:
+    group = next((seeds for seeds in data.seeds if data.main and data.main.name in seeds.speakers), None)
+    where = (result.evaluation, result.answering, metric)
+    return next((m for m in group.metrics if (m.evaluation, m.answering, m.metric) == where), None) if group else None
+
+
+def _headline_of_seeds(data: ReportData, change: Change, seeds: SeedMetric, claim: str) -> Headline:
+    """The headline of several seeds: their mean, however well one of them did."""
+    name, number = change.metric.name, len(seeds.values)
+    said = claim.format(value=labels.format_value(name, seeds.mean))
+    title = f"Mean of {labels.count(number, 'seed')}: {said}"
+    before = seeds.test.baseline if seeds.test else None
+    if before is not None and data.baseline:
+        title += f"; with {data.baseline.name}, {labels.format_value(name, before)}"
+    if seeds.test and not is_significant(seeds.test):
+        title = f"No clear difference. {title}"
+    values = ", ".join(labels.format_value(name, value) for value in seeds.values)
+    sentences = [f"{_measured(change)[:-1]}, by each of {labels.count(number, 'seed')} ({values})."]
+    sentences += [_how_sure(seeds.test)] if seeds.test else []
+    for other in _other_listeners(data):
+        found = find_change(data, change.evaluation.result.evaluation, (name,), other)
+        theirs = find_seeds(data, found) if found else None
+        if theirs is None or theirs.test is None or change.evaluation.result.answering == other:
+            continue
+        old, new = (labels.format_value(name, value) for value in (theirs.test.baseline, theirs.mean))
+        sentences.append(f"The {other} listener says {new} (mean) against {old}.")
+    warnings = [f"{data.main.name if data.main else ''}: {warning}." for warning in change.evaluation.result.warnings]
+    return Headline(f"{title}.", (*sentences, *warnings))
 
 
 def key_figures(data: ReportData) -> tuple[KeyFigure, ...]:
@@ -102,21 +140,29 @@ def key_figures(data: ReportData) -> tuple[KeyFigure, ...]:
         if change is None or change.metric.value is None or data.main is None:
             continue
         before = change.before.value if change.before else None
+        seeds = find_seeds(data, change)
+        value = seeds.mean if seeds else change.metric.value
+        test = seeds.test if seeds else change.test
         figures.append(
             KeyFigure(
                 title=title,
-                unit=unit,
+                unit=unit + (f", mean of {labels.count(len(seeds.values), 'seed')}" if seeds else ""),
                 before=labels.format_value(change.metric.name, before) if before is not None else "",
-                after=labels.format_value(change.metric.name, change.metric.value),
-                verdict=_verdict(change.test) if change.test else "",
-                chart=change_chart(title, before, change.metric.value, speaker_style(data.main.slot)),
+                after=labels.format_value(change.metric.name, value),
+                verdict=_verdict(test) if test else "",
+                chart=change_chart(title, before, value, speaker_style(data.main.slot)),
             )
         )
     return tuple(figures)
 
 
 def find_verdicts(data: ReportData) -> tuple[str, ...]:
-    """Say whether those that training could not please see the gain too: other listeners, and an exact reader."""
+    """Say whether those that training could not please see the gain too: other listeners, and an exact reader.
+
+    With several speakers beside the baseline the rows of the table say it for each.
+    """
+    if len(data.speakers) > 2:
+        return ()
     change = find_change(data, "game", ("accuracy",))
     verdicts = []
     for name in _other_listeners(data) if change and change.test else ():

@@ -132,6 +132,16 @@ def format_difference_interval(name: str, low: float, high: float) -> str:
     return f"{format_difference(name, low)} to {format_difference(name, high)}"
 
 
+def format_spread(name: str, value: float) -> str:
+    """Write a standard deviation in the metric's unit, without a sign: ``3.4`` (points), ``0.02``, ``1.3``."""
+    match metric_style(name).unit:
+        case "percent":
+            return f"{100 * value:.1f}"
+        case "fraction":
+            return f"{value:.3f}"
+    return f"{value:.1f}"
+
+
 def format_p(value: float) -> str:
     """Write a p-value: ``p < 0.001``, ``p = 0.03``."""
     if value < 0.001:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from lewis_core.artifacts import PROVENANCE, ArtifactRef
 from lewis_core.errors import ArtifactError, DataError
-from lewis_core.evaluation.records import Comparison, EvaluationResult, PairedTest, Prediction
+from lewis_core.evaluation.records import Comparison, EvaluationResult, PairedTest, Prediction, SeedSummary
 from lewis_core.records import Catalog, Database, DatabaseEntry, JsonObject, load_jsonl, load_record
 
 LISTENER = "listener"
@@ -59,6 +59,12 @@ class ReportData:
     facts: JsonObject = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     """Versions of the libraries that made the numbers."""
+    seeds: tuple[SeedSummary, ...] = ()
+    """Speakers that differ in the seed of their training only, put together."""
+    trainings: tuple[tuple[str, Training], ...] = ()
+    """Trainings of several speakers, by name; ``training`` is the one of a report about a single run."""
+    remarks: tuple[str, ...] = ()
+    """What else a reader must know, e.g. what could not be compared."""
 
     @property
     def baseline(self) -> Speaker | None:
@@ -115,7 +121,7 @@ def load_report_data(
         speakers=_order_speakers(stored, results, loaded),
         evaluations=results,
         comparisons=loaded,
-        training=_load_training(training) if training else None,
+        training=load_training(training) if training else None,
         facts=facts,
         versions=_load_versions([training] if training else evaluations),
     )
@@ -139,7 +145,13 @@ def _load_evaluation(ref: ArtifactRef) -> Evaluation:
     return Evaluation(result, tuple(load_jsonl(ref.file("predictions.jsonl"), Prediction)))
 
 
-def _load_training(ref: ArtifactRef) -> Training:
+def load_training(ref: ArtifactRef) -> Training:
+    """Read what a training left behind.
+
+    Raises:
+        DataError: If a file is not what its artifact promises.
+        ArtifactError: If the artifact lacks a file that it must have, or is damaged.
+    """
     summary = _parse_object(ref.file("summary.json").read_text(encoding="utf-8"), "summary.json")
     settings = ref.verify().arguments.get("config", {})
     metrics, completions = _load_rows(ref, "metrics.jsonl"), _load_rows(ref, "completions.jsonl")

@@ -347,8 +347,8 @@ def test_changes_between_speakers_are_marked(bench: Bench) -> None:
     # c00 was found by the base only; c01, c02 and c03 by the trained one only.
     assert re.findall(r'data-change="(\w+)"', gallery) == ["worse", "better", "better", "better"]
     text = visible(page[page.index('<section id="failures">') :])
-    assert "Found before, missed now: 1 of 4 rounds" in text.replace(labels.NO_BREAK, " ")
-    assert "(the reverse: 3)" in text
+    assert "Missed with trained, found with base: 1 of 4 rounds" in text.replace(labels.NO_BREAK, " ")
+    assert "Found with trained, missed with base: 3 of 4 rounds" in text.replace(labels.NO_BREAK, " ")
 
 
 def test_false_alarms_of_recognition_are_shown(bench: Bench) -> None:
@@ -370,7 +370,7 @@ def test_words_are_marked_by_kind(bench: Bench) -> None:
 def test_same_inputs_give_the_same_bytes(bench: Bench) -> None:
     assert bench.build("one") == bench.build("two")
     plots = sorted(path.name for path in (bench.folder / "one/plots").iterdir())
-    assert plots == ["evaluations.svg", "training-distance-from-the-base.svg", "training-reward.svg"]
+    assert plots == ["evaluations.svg", "length.svg", "training-distance-from-the-base.svg", "training-reward.svg"]
     for name in plots:
         assert (bench.folder / "one/plots" / name).read_bytes() == (bench.folder / "two/plots" / name).read_bytes()
 
