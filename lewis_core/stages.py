@@ -90,6 +90,8 @@ def identity(value: object) -> Any:
         from lewis_core.models.files import encoder_identity
 
         return encoder_identity(value)
+    if isinstance(value, FrozenConfig) and not value.changes_result:
+        return {"type": type(value).__name__}
     if isinstance(value, FrozenConfig | Record):
         fields = type(value).model_fields
         return {"type": type(value).__name__, **{name: identity(getattr(value, name)) for name in fields}}

@@ -1,7 +1,7 @@
 """The base of all settings, and the few that several stages share."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.fields import ComputedFieldInfo, FieldInfo
@@ -42,6 +42,8 @@ class FrozenConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, field_title_generator=title_of
     )
+    changes_result: ClassVar[bool] = True
+    """Whether these settings decide what a stage computes, and so identify it."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

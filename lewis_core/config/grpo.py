@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lewis_core.config.base import FrozenConfig, ModelRef
+from lewis_core.config.watchdogs import WatchdogsConfig
 
 Strategy = Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
@@ -120,6 +121,8 @@ class GrpoConfig(FrozenConfig):
     """Updates between checkpoints; a killed run resumes from the last one."""
     sample_steps: int = Field(default=10, ge=1)
     """Updates between logged tables of sample completions."""
+    watchdogs: WatchdogsConfig = WatchdogsConfig()
+    """When training is warned about and stopped."""
     num_processes: int = Field(default=1, ge=1)
     """Processes of ``accelerate launch`` on all machines together, one per GPU."""
     seed: int = 0

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from lewis_core.config.base import FrozenConfig, ModelRef
 from lewis_core.config.grpo import GrpoConfig, LoraSettings
+from lewis_core.config.watchdogs import HackName
 
 
 class ListenerRewardConfig(FrozenConfig):
@@ -64,6 +65,15 @@ class OverlapRewardConfig(FrozenConfig):
     """Weight in the sum of rewards."""
 
 
+class HacksRewardConfig(FrozenConfig):
+    """Penalty of -1 for a completion that cheats. All ways are measured in every run, see ``hacks/…``."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the sum of rewards."""
+    penalised: tuple[HackName, ...] = ("copied_names", "listener_talk")
+    """Ways that cost something; others have rewards of their own, or are only watched."""
+
+
 class RewardsConfig(FrozenConfig):
     """All rewards; a weight of 0 switches one off."""
 
@@ -77,6 +87,8 @@ class RewardsConfig(FrozenConfig):
     """No repetition."""
     overlap: OverlapRewardConfig = OverlapRewardConfig()
     """No state, no location."""
+    hacks: HacksRewardConfig = HacksRewardConfig()
+    """No cheating."""
     max_masked_frac: float = Field(default=0.1, ge=0, le=1)
     """More samples of a step than this share without a listener answer stop training."""
 

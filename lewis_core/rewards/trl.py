@@ -6,13 +6,19 @@ could not judge gets ``None`` from *every* reward, so that TRL leaves it out; an
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from lewis_core.config.training import FormatRewardConfig, LengthRewardConfig, ListenerRewardConfig, RewardsConfig
+from lewis_core.config.training import (
+    FormatRewardConfig,
+    HacksRewardConfig,
+    LengthRewardConfig,
+    ListenerRewardConfig,
+    RewardsConfig,
+)
 from lewis_core.descriptions.parse import parse_or_none
 from lewis_core.errors import (
     ConfigError,
@@ -24,6 +30,7 @@ from lewis_core.errors import (
 from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.rewards import text as texts
+from lewis_core.rewards.hacks import Game, find_hacks
 from lewis_core.rewards.listener import is_first, listener_reward, posterior
 
 logger = logging.getLogger(__name__)
@@ -267,6 +274,46 @@ class TextReward:
         ]
 
 
+class HackReward:
+    """A penalty of -1 for completions that cheat; ``None`` where the listener's reward of the same step is ``None``.
+
+    Args:
+        config: What is penalised.
+        after: The listener's reward, which is called before this one.
+    """
+
+    __name__ = "hacks"
+
+    def __init__(self, config: HacksRewardConfig, after: ListenerReward | None = None) -> None:
+        self._penalised, self._after = frozenset(config.penalised), after
+
+    def __call__(self, completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+        """Reward completions, in order."""
+        masked = self._after.masked if self._after is not None else frozenset()
+        found = [find_hacks(completion_text(c), game_of(columns, row)) for row, c in enumerate(completions)]
+        return [None if row in masked else -float(bool(one & self._penalised)) for row, one in enumerate(found)]
+
+
+def game_of(columns: Mapping[str, Sequence[Any]], row: int) -> Game:
+    """What the completion of a row may have been copied from, as far as the data set says."""
+    value = {
+        name: columns[name][row] for name in columns if name in ("prompts", "query", "candidates", "category_word")
+    }
+    return Game(
+        prompt=_prompt_text(value.get("prompts", "")),
+        images=[*([value["query"]] if "query" in value else []), *value.get("candidates", ())],
+        category=value.get("category_word", ""),
+    )
+
+
+def _prompt_text(prompt: Completion) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    contents = [message["content"] for message in prompt]
+    parts = [part for content in contents for part in ([{"text": content}] if isinstance(content, str) else content)]
+    return " ".join(part.get("text") or "" for part in parts)
+
+
 def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[list[Reward], list[float]]:
     """Build the rewards with a weight above 0, the listener's first, and their weights.
 
@@ -296,6 +343,9 @@ def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[
             weights.append(weight)
     if not rewards:
         raise ConfigError("all rewards have weight 0; give at least rewards.listener.weight a value above 0")
+    if config.hacks.weight > 0 and config.hacks.penalised:
+        rewards.append(HackReward(config.hacks, listener))
+        weights.append(config.hacks.weight)
     return rewards, weights
 
 

@@ -177,7 +177,7 @@ def training_arguments(
         bf16=device == "cuda" and config.model.dtype != "float32",
         fp16=False,
         save_strategy="steps",
-        save_steps=config.save_steps,
+        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,  # between generations
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,

@@ -12,10 +12,12 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lewis_core.config.grpo import GrpoConfig
 from lewis_core.reporting import Reporter
 from lewis_core.training.clock import TIMINGS
 from lewis_core.training.journal import Journal
 from lewis_core.training.trainer import SpeakerTrainer
+from lewis_core.training.watchdogs import WatchdogCallback
 
 logger = logging.getLogger(__name__)
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
@@ -57,14 +59,14 @@ class ReportCallback(TrainerCallback):
     def __init__(self, trainer: SpeakerTrainer, reporter: Reporter, folder: Path, sample_steps: int) -> None:
         self._trainer, self._reporter, self._sample_steps = trainer, reporter, sample_steps
         self._started, self._first_step, self._step_started = 0.0, 0, 0.0
-        self._metrics, self._completions = Journal(folder / METRICS), Journal(folder / COMPLETIONS)
-        trainer.journals += [self._metrics, self._completions]
+        self.metrics, self._completions = Journal(folder / METRICS), Journal(folder / COMPLETIONS)
+        trainer.journals += [self.metrics, self._completions]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Cut the files back to the step that training starts from."""
         self._started, self._first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero:
-            for journal in (self._metrics, self._completions):
+            for journal in (self.metrics, self._completions):
                 journal.rewind(state.global_step)
             self._reporter.progress(state.global_step, state.max_steps, "steps")
 
@@ -87,7 +89,7 @@ class ReportCallback(TrainerCallback):
         metrics, step_s = rename_metrics(logs), now - self._step_started
         self._reporter.log_metrics({**metrics, "step_s": step_s}, step)
         kept = {name: value for name, value in metrics.items() if not name.startswith(TIMINGS)}
-        self._metrics.append([{"step": step, **kept}])
+        self.metrics.append([{"step": step, **kept}])
         if step % self._sample_steps == 0 or step in (1, state.max_steps):
             samples = self._trainer.samples()
             self._completions.append([{"step": step, **row} for row in samples])
@@ -98,10 +100,29 @@ class ReportCallback(TrainerCallback):
         self._reporter.progress(step, state.max_steps, "steps")
 
 
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, stop. In multi-process training all processes stop together."""
+def observe(trainer: SpeakerTrainer, reporter: Reporter, folder: Path, config: GrpoConfig) -> None:
+    """Let everything that watches a run watch this one: reporter, files, watchdogs.
 
-    def __init__(self) -> None:
+    Args:
+        trainer: What is watched.
+        reporter: Sink for metrics, progress, tables and evidence.
+        folder: Where the run's files are.
+        config: How often, and the watchdogs' limits.
+    """
+    report = ReportCallback(trainer, reporter, folder, config.sample_steps)
+    trainer.add_callback(report)
+    trainer.add_callback(WatchdogCallback(config.watchdogs, trainer, report.metrics, reporter, folder, rename_metrics))
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM: finish the step, save a checkpoint, stop. In multi-process training all processes stop together.
+
+    Args:
+        every: Updates made of one generation of completions; training stops between generations.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self._every = every
         self.stopped = False
         """Whether training was stopped by the signal."""
         self._asked = False
@@ -121,6 +142,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop if any process was asked to."""
-        if any(gather_object([self._asked])) and state.global_step < state.max_steps:
+        between = state.global_step % self._every == 0  # generations: what they made is not saved
+        if between and any(gather_object([self._asked])) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True

@@ -64,17 +64,17 @@ def run_training(
         ListenerUnavailableError: If a reward's listener is lost; the last step is saved before.
         SystemExit: With status 143, after SIGTERM and a saved checkpoint.
     """
-    from lewis_core.training.callbacks import ReportCallback, StopOnSignal
+    from lewis_core.training.callbacks import StopOnSignal, observe
     from lewis_core.training.checkpoints import newest_checkpoint
 
     kept = join_process_group(runtime, config.distributed.timeout_s)
     checkpoint = newest_checkpoint(work_dir / "checkpoints")
     reporter.log_params(config.model_dump(mode="json"))
-    with StopOnSignal() as stop, warnings.catch_warnings():
+    with StopOnSignal(config.num_iterations) as stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=RENAMED, category=FutureWarning)
         trainer = build_trainer_of(rows, rewards, weights, work_dir, config, data_root, runtime)
         del kept  # the trainer's own arguments say from here on how weights are spread
-        trainer.add_callback(ReportCallback(trainer, reporter, work_dir, config.sample_steps))
+        observe(trainer, reporter, work_dir, config)
         trainer.add_callback(stop)
         if checkpoint:
             logger.info("training goes on from %s", checkpoint.name)

@@ -7,19 +7,21 @@ private to TRL: a test pins their signatures.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
 from lewis_core.errors import CheckpointError, ListenerUnavailableError
-from lewis_core.rewards.trl import OUTAGES, ListenerReward
+from lewis_core.rewards.hacks import DEGENERATE, HACKS, find_hacks
+from lewis_core.rewards.trl import OUTAGES, ListenerReward, completion_text, game_of
 from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
 from lewis_core.training.groups import check_groups, photos_of
@@ -182,8 +184,23 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
                 outage = str(error)
         if outages := [text for text in gather_object([outage]) if text]:
             raise ListenerUnavailableError(outages[0])
+        self._watch_texts(inputs, prompts, completions)
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         return rewards
+
+    def _watch_texts(self, inputs: list[Row], prompts: list[Any], completions: list[Any]) -> None:
+        """Keep what completions are about; log which share of descriptions cheats, by the way they do it."""
+        self._log_completion_extra("photos", [list(photos_of(row)) for row in inputs])
+        if "candidates" not in inputs[0]:
+            return
+        columns = {name: [row.get(name) for row in inputs] for name in ("query", "candidates", "category_word")}
+        games = [game_of({"prompts": prompts, **columns}, row) for row in range(len(inputs))]
+        found = [find_hacks(completion_text(text), game) for text, game in zip(completions, games, strict=True)]
+        for hack in HACKS:
+            self._log_metric(f"hacks/{hack}", sum(hack in one for one in found) / len(found))
+        self._log_metric("hacks/degenerate", sum(not one.isdisjoint(DEGENERATE) for one in found) / len(found))
+        self._log_completion_extra("hacks", [", ".join(sorted(one)) for one in found])
+        self._log_completion_extra("candidates", columns["candidates"])
 
     def samples(self) -> list[Row]:
         """Completions of the last step with their rewards, advantages and what rewards logged beside them."""
@@ -276,6 +293,14 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
             torch.cuda.empty_cache()
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As in transformers; an update with a gradient that is not finite is left out."""
+        norm = super()._clip_grad_norm(model)
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED and not math.isfinite(float(norm)):
+            logger.warning("the gradient of step %d is not finite; its update is left out", self.state.global_step + 1)
+            self.model.zero_grad(set_to_none=True)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with where the step's time went."""

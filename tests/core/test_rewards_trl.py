@@ -210,18 +210,18 @@ def test_statistics_of_a_step() -> None:
 def test_all_rewards_leave_a_masked_item_out() -> None:
     games = {"candidates": [["a", "b"], ["bad", "b"]], "target_index": [0, 0], "category_word": ["mug", "mug"]}
     functions, weights = build_rewards(RewardsConfig(max_masked_frac=1.0), CountingModel())
-    assert [function.__name__ for function in functions] == ["listener", "format", "length", "repetition"]
-    assert weights == [1.0, 0.2, 0.2, 0.3]
+    assert [function.__name__ for function in functions] == ["listener", "format", "length", "repetition", "hacks"]
+    assert weights == [1.0, 0.2, 0.2, 0.3, 1.0]
     columns = [function(completions=[RED, RED], **games) for function in functions]
-    assert [column[1] for column in columns] == [None] * 4
+    assert [column[1] for column in columns] == [None] * 5
     # "I see a mug." has 4 words; "The mug is red." has 4, 4 fewer than 8: 1 - 4/10
-    assert [column[0] for column in columns[1:]] == [1.0, pytest.approx(0.6), 0.0]
+    assert [column[0] for column in columns[1:]] == [1.0, pytest.approx(0.6), 0.0, 0.0]
 
 
 def test_malformed_text_gets_the_least_of_every_reward() -> None:
     functions, _ = build_rewards(RewardsConfig(), FakeModel(says_yes))
     rewards = [function(completions=["The mug is red."] * 2, **GAMES)[0] for function in functions]
-    assert rewards == [0.0, 0.0, 0.0, -1.0]
+    assert rewards == [0.0, 0.0, 0.0, -1.0, 0.0]
 
 
 def test_weight_zero_switches_a_reward_off_and_nothing_left_is_an_error() -> None:
@@ -232,7 +232,7 @@ def test_weight_zero_switches_a_reward_off_and_nothing_left_is_an_error() -> Non
         repetition=RepetitionRewardConfig(weight=0),
     )
     functions, weights = build_rewards(off, None)
-    assert ([function.__name__ for function in functions], weights) == (["length"], [0.5])
+    assert ([function.__name__ for function in functions], weights) == (["length", "hacks"], [0.5, 1.0])
     assert functions[0](completions=["broken"]) == [-0.3]
     with pytest.raises(ConfigError, match="all rewards have weight 0"):
         build_rewards(off.model_copy(update={"length": LengthRewardConfig(weight=0)}), None)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from infra.chaos.world import POCKET, RUNTIME, build_rows, settings, write_photos
-from lewis_core.errors import CheckpointError, ListenerUnavailableError
+from lewis_core.errors import CheckpointError, ListenerUnavailableError, WatchdogError
 from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.vlm import open_model
 from lewis_core.reporting import NullReporter
@@ -20,6 +20,7 @@ from lewis_core.training.callbacks import COMPLETIONS, METRICS
 from lewis_core.training.checkpoints import newest_checkpoint
 from lewis_core.training.journal import read_rows
 from lewis_core.training.speaker import train_on_rows
+from lewis_core.training.trainer import SpeakerTrainer
 
 RESULTS = (METRICS, COMPLETIONS, "summary.json", "adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 STEPS = 6  # four steps are an epoch
@@ -199,3 +200,36 @@ def test_a_disk_that_stays_full_ends_training_with_its_own_error(
         place.train("stays", {2: lambda: full_disk(1000)}, save_steps=1)
     full_disk(-1)
     assert step_of_newest(place, "stays") == 1
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_the_fifth_in_a_row_ends_training(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights stay usable: the evidence has the completions, and the last checkpoint is from before."""
+    compute = SpeakerTrainer._compute_loss
+
+    def spoil(self: Any, model: Any, inputs: Any) -> Any:
+        loss = compute(self, model, inputs)
+        return loss * float("nan") if self.state.global_step >= 1 else loss
+
+    monkeypatch.setattr(SpeakerTrainer, "_compute_loss", spoil)
+    with pytest.raises(WatchdogError, match=r"not-finite: grad_norm not finite, in 5 steps up to step 6"):
+        place.train("spoilt", save_steps=1)
+    rows = read_rows(place.work("spoilt") / METRICS)
+    assert ["grad_norm" in row for row in rows] == [True] + [False] * 5
+    assert all(row["kl"] < 0.1 and row["completions/mean_length"] > 20 for row in rows)  # it still speaks
+    assert step_of_newest(place, "spoilt") == 5
+    monkeypatch.undo()
+    place.train("spoilt", save_steps=1, watchdogs={"action": "warn"})  # other limits go on from the checkpoint
+    assert read_rows(place.work("spoilt") / METRICS)[-1]["step"] == 6
+
+
+def test_completions_that_are_used_for_two_updates_are_not_torn_apart(place: Place) -> None:
+    """What was generated is not saved: checkpoints lie between generations, and a stop waits for one."""
+    changes = {"num_iterations": 2, "save_steps": 3}
+    place.train("twice", **changes)
+    with pytest.raises(SystemExit):
+        place.train("again", {2: lambda: os.kill(os.getpid(), signal.SIGTERM)}, **changes)
+    assert step_of_newest(place, "again") == 4
+    place.train("again", **changes)
+    assert place.results("again") == place.results("twice")
