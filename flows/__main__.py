@@ -26,6 +26,7 @@ FLOWS = {
     "train-speaker": "prepare the data and train the speaker",
     "describe": "describe held-out concepts with every speaker there is",
     "evaluate": "evaluate every speaker there is and build the report",
+    "reevaluate-checkpoints": "evaluate every checkpoint that was not evaluated yet, and choose the champion",
     "analyse": "look behind the evaluations: uncertainty, false claims, harder games, examples",
     "process-descriptions": "find state and location in a file of descriptions, and take them out",
     "build-pocket": "make the embedded pocket models from scratch",
@@ -36,7 +37,7 @@ EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line's parser."""
-    lines = "\n".join(f"  {name:<22}{text}" for name, text in FLOWS.items())
+    lines = "\n".join(f"  {name:<24}{text}" for name, text in FLOWS.items())
     parser = argparse.ArgumentParser(
         prog="python -m flows",
         description=f"Run a flow.\n\n{lines}\n\n"

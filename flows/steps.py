@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, wait
 
 from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef, digest_file
@@ -149,18 +149,20 @@ def speakers(run: PipelineRun, adapter: ArtifactRef | None) -> list[SpeakerRef]:
 
 def describe(run: PipelineRun, photos: Photos, who: Sequence[SpeakerRef]) -> list[ArtifactRef]:
     """Let each speaker describe the reference photo of every held-out concept; one after the other, for memory."""
-    return [
-        run.stage(
-            pipeline.DESCRIBE_CONCEPTS,
-            label=speaker.name,
-            catalog=photos.catalog,
-            splits=photos.splits,
-            speaker=speaker.name,
-            model=speaker.model,
-            config=run.config.describe,
-        )
-        for speaker in who
-    ]
+    return [describe_one(run, photos, speaker, speaker.name) for speaker in who]
+
+
+def describe_one(run: PipelineRun, photos: Photos, speaker: SpeakerRef, label: str) -> ArtifactRef:
+    """Let one speaker describe the reference photo of every held-out concept."""
+    return run.stage(
+        pipeline.DESCRIBE_CONCEPTS,
+        label=label,
+        catalog=photos.catalog,
+        splits=photos.splits,
+        speaker=speaker.name,
+        model=speaker.model,
+        config=run.config.describe,
+    )
 
 
 def evaluate(
@@ -189,6 +191,26 @@ def evaluate(
     ]
     run.stop_services()
     return finished
+
+
+def evaluate_one(run: PipelineRun, photos: Photos, speaker: SpeakerRef, database: ArtifactRef, label: str) -> Evaluated:
+    """Evaluate one speaker and leave the model services running; waits for all its evaluations, even if one fails.
+
+    Raises:
+        LewisError: What ended the first evaluation that failed.
+    """
+    index = run.stage(
+        pipeline.INDEX_DATABASE,
+        label=label,
+        database=database,
+        embeddings=photos.embeddings,
+        config=run.config.encoder,
+    )
+    vqa = run.config.evaluation.vqa
+    questions = vqa if vqa is not None and has_questions(photos, database, vqa) else None
+    futures = submit_evaluations(run, photos, label, database, index, questions)
+    wait(futures)
+    return Evaluated(speaker, database, tuple(future.result() for future in futures))
 
 
 def submit_evaluations(

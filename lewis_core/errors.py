@@ -18,6 +18,7 @@ LewisError
 │   ├── CheckpointError         checkpoints cannot be written, again and again
 │   └── WatchdogError           training went wrong in a known way; the evidence is saved
 ├── EvaluationError             predictions, database and catalog do not belong together
+├── TrackingError               the tracking server or the model registry cannot be asked
 └── ProcessError                a child process ended with an error; carries its last lines
 
 Raise the leaf; say what was expected, what was found, what to do. Chain with ``from``.
@@ -118,6 +119,10 @@ class WatchdogError(TrainingError):
 
 class EvaluationError(LewisError):
     """Predictions, database and catalog do not belong together."""
+
+
+class TrackingError(LewisError):
+    """The tracking server or the model registry cannot be asked."""
 
 
 class ProcessError(LewisError):

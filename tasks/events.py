@@ -1,5 +1,6 @@
 """What a stage says while it runs becomes log lines, a progress bar in Prefect and numbers in MLflow."""
 
+import json
 import logging
 import re
 import time
@@ -72,6 +73,21 @@ class Progress:
             self._log.debug("progress artifact: %s", error)
 
 
+def core_line(line: str) -> tuple[int, str] | None:
+    """Level and text of a log line that our own code wrote, in either form; ``None`` for other output."""
+    if match := CORE_LINE.match(line):
+        return logging.getLevelNamesMapping()[match[1]], match[2]
+    if not line.startswith('{"time"'):
+        return None
+    try:
+        found = json.loads(line)
+        level = logging.getLevelNamesMapping()[found["level"]]
+        is_ours = level >= logging.INFO and str(found["logger"]).startswith(("lewis_core", "tasks"))
+    except (ValueError, LookupError):
+        return None
+    return (level, str(found["message"])) if is_ours else None
+
+
 class StageEvents:
     """A :class:`~lewis_core.reporting.Reporter` for stages in this process, and the reader of a child's lines.
 
@@ -92,8 +108,8 @@ class StageEvents:
         """Take a line of a child process: an event, or log text."""
         if event := parse_event(line):
             self.handle(event)
-        elif match := CORE_LINE.match(line):
-            self._log.log(logging.getLevelNamesMapping()[match[1]], "%s: %s", self._title, match[2])
+        elif found := core_line(line):
+            self._log.log(found[0], "%s: %s", self._title, found[1])
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Take an event."""

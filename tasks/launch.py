@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import ConfigDict, TypeAdapter, validate_call
 
 from lewis_core.artifacts import ArtifactStore
+from lewis_core.correlation import TEXT, LogFormat, log_formatter, set_run
 from lewis_core.errors import LewisError, ListenerBusyError, ListenerUnavailableError
 from lewis_core.records import JsonObject, Record
 from lewis_core.reporting import EVENT_PREFIX, NullReporter, StreamReporter
@@ -27,7 +28,6 @@ from lewis_core.training.processes import leave_process_group
 
 EXIT_LISTENER_LOST = 75
 """EX_TEMPFAIL: the same command can go on where it stopped once the listener is back."""
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class LaunchSpec(Record):
@@ -47,6 +47,10 @@ class LaunchSpec(Record):
     """What identifies the stage, as JSON."""
     runtime: JsonObject
     """Folders, device and service address, as JSON."""
+    run_id: str = ""
+    """The run that it is for; in its log lines and requests."""
+    log_format: LogFormat = "text"
+    """Form of its log lines."""
 
 
 def typed_arguments(stage: Stage, arguments: JsonObject) -> dict[str, object]:
@@ -101,13 +105,15 @@ def report_failure(error: BaseException) -> None:
 
 def main(spec_path: Path) -> int:
     """Run the stage that a spec file names; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=TEXT, datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("lewis_core.reporting").setLevel(logging.WARNING)  # the parent shows progress itself
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         spec = LaunchSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
         stage = Stage(spec.stage, spec.function, isolated=True, asks=spec.asks)
+        set_run(spec.run_id, stage=stage.name, stage_key=spec.key)
+        logging.getLogger().handlers[0].setFormatter(log_formatter(spec.log_format))
         run = run_main_process if int(os.environ.get("RANK", "0")) == 0 else run_other_process
         run(stage, spec)
         leave_process_group()

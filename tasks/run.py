@@ -4,6 +4,7 @@ import contextlib
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Generic, cast
@@ -16,14 +17,17 @@ from typing_extensions import TypeVar
 from lewis_core.artifacts import ArtifactRef, ArtifactStore, digest_json
 from lewis_core.config.base import FrozenConfig, ModelRef, Runtime
 from lewis_core.config.pipeline import PipelineConfig, RunSettings
+from lewis_core.correlation import run_id, set_run
 from lewis_core.errors import ConfigError
 from lewis_core.models.files import model_identity
 from lewis_core.stages import Stage, find_result, stage_key
-from tasks.logs import arrange_logs
+from tasks.gpus import GpuPool
+from tasks.logs import arrange_logs, run_log
 from tasks.processes import process_scope
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker
+from tasks.turns import turn
 
 logger = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound=RunSettings, default=PipelineConfig)
@@ -40,7 +44,10 @@ class PipelineRun(Generic[ConfigT]):
 
     def __init__(self, config: ConfigT, tracker: Tracker) -> None:
         self.config, self.tracker = config, tracker
-        work_dir = config.run.work_dir.absolute()
+        self.id = run_id()
+        """The flow run's id: in log lines, requests and metrics of everything that this run starts."""
+        self.work_dir = work_dir = config.run.work_dir.absolute()
+        self.gpus = GpuPool(config.run.gpus, has_gpu(config.run.runtime))
         self.store = ArtifactStore(work_dir / "store")
         self.log_dir = work_dir / "logs"
         self.results_dir = work_dir / "results"
@@ -139,11 +146,13 @@ class PipelineRun(Generic[ConfigT]):
         with self._lock:
             if known not in self._services:
                 root, runtime = self.data_root, self.config.run.runtime
+                told = ["--run-id", self.id, "--log-format", self.config.run.log_format]
                 self._services[known] = ModelService(
                     role,
-                    lambda port: listener_command(ref, root, runtime, port),
+                    lambda port: [*listener_command(ref, root, runtime, port), *told],
                     self.log_dir / f"service-{role}.log",
                     self.config.run.listener_start_timeout_s,
+                    self.gpus,
                 )
             return self._services[known]
 
@@ -153,6 +162,12 @@ class PipelineRun(Generic[ConfigT]):
         for known, service in list(self._services.items()):
             if known not in kept:
                 service.stop()
+
+    @contextlib.contextmanager
+    def exclusively(self, what: str) -> Iterator[None]:
+        """Do something that no other run of this work folder does at the same time."""
+        with turn(self.store.root / "locks" / f"{what}.lock", what):
+            yield
 
     def facts(self) -> dict[str, object]:
         """Time and cache of the run, for reports."""
@@ -197,6 +212,7 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
         The run.
     """
     arrange_logs()
+    set_run(str(prefect_runtime.flow_run.id or uuid.uuid4()), flow=flow)
     config = cast(ConfigT, decide_precision(config, config.run.runtime))
     work_dir = config.run.work_dir.absolute()
     tags = {
@@ -210,7 +226,7 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     run = PipelineRun(config, tracker)
     status = "KILLED"
     try:
-        with process_scope():
+        with run_log(work_dir / "logs", run.id, config.run.log_format), process_scope():
             yield run
         status = "FINISHED"
     except Exception:

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -18,6 +18,8 @@ import psutil
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ListenerError, ProcessError
+from tasks.gpus import GpuPool, cuda_environment
+from tasks.policy import SERVICE_GPUS
 from tasks.processes import Process
 
 logger = logging.getLogger(__name__)
@@ -56,11 +58,13 @@ class ModelService:
         command: Command line for a port.
         log: File that gets its output.
         ready_s: Longest wait until it is ready.
+        gpus: Where it takes a GPU from while it runs; ``None``: it needs none.
     """
 
-    def __init__(self, name: str, command: Command, log: Path, ready_s: float) -> None:
+    def __init__(self, name: str, command: Command, log: Path, ready_s: float, gpus: GpuPool | None = None) -> None:
         self.name, self.log = name, log
         self._command, self._ready_s = command, ready_s
+        self._gpus, self._lease = gpus, contextlib.ExitStack()
         self._process: Process | None = None
         self._url = ""
         self._lock = threading.Lock()
@@ -77,7 +81,13 @@ class ModelService:
                 if self._process is not None:
                     logger.warning("%s has died and is started again; its log is %s", self.name, self.log)
                     self._process.stop()
-                self._start()
+                self._lease.close()
+                with contextlib.ExitStack() as lease:
+                    names = (
+                        lease.enter_context(self._gpus.lease(SERVICE_GPUS, self.name, "service")) if self._gpus else ()
+                    )
+                    self._start(cuda_environment(names))
+                    self._lease = lease.pop_all()
             return self._url
 
     def stop(self) -> None:
@@ -86,12 +96,13 @@ class ModelService:
             if self._process is not None:
                 self._process.stop()
                 self._process = None
+            self._lease.close()
 
-    def _start(self) -> None:
+    def _start(self, environment: Mapping[str, str]) -> None:
         for attempt in range(PORT_TRIES):
             port = free_port()
             self._url = f"http://127.0.0.1:{port}"
-            self._process = Process(self.name, self._command(port), self.log)
+            self._process = Process(self.name, self._command(port), self.log, env=environment)
             try:
                 self._wait_ready(self._process)
                 return

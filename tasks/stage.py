@@ -6,6 +6,7 @@ help: a model service that went away, which is started again first.
 """
 
 import ast
+import contextlib
 import contextvars
 import functools
 import json
@@ -19,32 +20,28 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import Task, get_run_logger, task
 from prefect.cache_policies import CachePolicy
-from prefect.client.schemas import State
 from prefect.context import TaskRunContext
 from pydantic import BaseModel
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
 from lewis_core.config.training import TrainSpeakerConfig
-from lewis_core.errors import ListenerBusyError, ListenerUnavailableError, ProcessError
+from lewis_core.errors import ListenerUnavailableError, ProcessError
 from lewis_core.pipeline import TRAIN_SPEAKER
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
 from lewis_core.threads import WAITING
 from tasks.events import StageEvents
+from tasks.gpus import cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
-from tasks.processes import is_closing, run_process
+from tasks.policy import can_retry, policy_of, timeout_of
+from tasks.processes import run_process
 from tasks.services import ModelService
+from tasks.turns import try_lock, turn
 
 if TYPE_CHECKING:
     from tasks.run import PipelineRun
     from tasks.tracking import StageTracker
-
-USES_A_GPU = (
-    *("embed-images", "train-speaker", "describe-concepts", "index-database", "judge-descriptions"),
-    *("refine-descriptions", "compare-visually"),
-)
-RETRY_DELAYS_S = [2.0, 10.0, 30.0]
 
 
 @dataclass
@@ -95,17 +92,10 @@ def docstring(stage: Stage) -> str:
     return ""
 
 
-def can_retry(_task: object, _task_run: object, state: State[Any]) -> bool:
-    """Whether another attempt can help: the model service went away, and the flow is not ending."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, ListenerUnavailableError | ListenerBusyError) and not is_closing()
-
-
 @functools.cache
 def stage_task(stage: Stage) -> Task[..., ArtifactRef]:
     """Make the Prefect task of a stage."""
-    asks = bool(stage.asks)
-    tags = [name for name, is_so in (("isolated", stage.isolated), ("gpu", stage.name in USES_A_GPU)) if is_so]
+    policy = policy_of(stage)
 
     def name_of_call(parameters: dict[str, Any]) -> str:
         return f"{stage.name} {parameters['opaque'].call.label}".strip()
@@ -113,14 +103,14 @@ def stage_task(stage: Stage) -> Task[..., ArtifactRef]:
     @task(
         name=stage.name,
         description=f"{docstring(stage)}\n\n`{stage.function}`",
-        tags=[*tags, *(["model-service"] if asks else [])],
+        tags=policy.tags,
         task_run_name=name_of_call,  # type: ignore[arg-type] # Prefect's protocol wants a class method as well
         cache_policy=StageIdentity(stage=stage),
         persist_result=True,
         result_serializer="json",
-        retries=len(RETRY_DELAYS_S) if asks else 0,
-        retry_delay_seconds=RETRY_DELAYS_S if asks else None,
-        retry_condition_fn=can_retry if asks else None,
+        retries=len(policy.retry_delays_s),
+        retry_delay_seconds=list(policy.retry_delays_s) or None,
+        retry_condition_fn=can_retry if policy.retry_delays_s else None,
     )
     def perform(arguments: dict[str, object], opaque: Opaque) -> ArtifactRef:
         return perform_stage(stage, arguments, opaque.call)
@@ -143,17 +133,36 @@ def perform_stage(stage: Stage, arguments: Mapping[str, object], call: StageCall
         LewisError: Whatever ended the stage.
     """
     run, name = call.run, title(stage, call.label)
-    log = get_run_logger()
-    if found := find_result(stage, run.store, arguments):
-        log.info("%s: nothing to do, %s is there", name, found.path)
-        return found
+    lock = run.store.root / "locks" / f"turn-{stage.name}-{stage_key(stage, arguments)}.lock"
+    while True:
+        with turn(lock, name):  # another run may be at it: wait until it is done
+            found = find_result(stage, run.store, arguments)
+        if found is not None:
+            get_run_logger().info("%s: nothing to do, %s is there", name, found.path)
+            return found
+        # Whoever has the turn has its GPUs and its service already, so nobody waits for somebody who waits.
+        with run.gpus.lease(policy_of(stage).num_gpus(arguments), name) as gpus:
+            values = runtime_values(call)
+            with try_lock(lock) or contextlib.nullcontext() as is_mine:
+                if is_mine is not None:
+                    return compute(stage, arguments, call, values, cuda_environment(gpus))
+
+
+def compute(
+    stage: Stage,
+    arguments: Mapping[str, object],
+    call: StageCall,
+    values: Mapping[str, object],
+    environment: Mapping[str, str],
+) -> ArtifactRef:
+    """Run a stage that nobody else runs at the same time, in this process or in one of its own, tracked and timed."""
+    run, name, log = call.run, title(stage, call.label), get_run_logger()
     started = time.monotonic()
     tags = {"stage": stage.name, "label": call.label, "stage_key": stage_key(stage, arguments)}
     with run.tracker.stage(name, tags) as tracked:
         events = StageEvents(name, log, tracked)
-        values = runtime_values(call)
         if stage.isolated:
-            ref = run_isolated(stage, arguments, values, run, events)
+            ref = run_isolated(stage, arguments, values, run, events, environment)
         else:
             ref = run_stage(stage, run.store, arguments, values, events)
         events.finish(ref.path)
@@ -190,6 +199,7 @@ def run_isolated(
     values: Mapping[str, object],
     run: "PipelineRun[Any]",
     events: StageEvents,
+    environment: Mapping[str, str],
 ) -> ArtifactRef:
     """Run a stage in a guarded child process.
 
@@ -208,6 +218,8 @@ def run_isolated(
         store=run.store.root,
         arguments=to_json(arguments),
         runtime=to_json(values),
+        run_id=run.id,
+        log_format=run.config.run.log_format,
     )
     spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     context = contextvars.copy_context()
@@ -217,8 +229,8 @@ def run_isolated(
             launch_command(stage, arguments, run.config.run.runtime, spec_file),
             log,
             on_line=lambda line: context.run(events.handle_line, line),
-            timeout_s=run.config.run.stage_timeout_s,
-            env=thread_limits(run.config.run.runtime),
+            timeout_s=timeout_of(stage, run.config.run),
+            env={**thread_limits(run.config.run.runtime), **environment},
         )
     except ProcessError as error:
         if events.failure is not None:

@@ -1,7 +1,7 @@
 """The settings of a whole run: one file, one model, every flow reads the same."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, GetJsonSchemaHandler, field_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -19,8 +19,12 @@ from lewis_core.config.data import (
     SplitConfig,
 )
 from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, ReportConfig
+from lewis_core.config.gpus import GpuConfig
 from lewis_core.config.processing import ProcessingConfig
+from lewis_core.config.reevaluation import ReevaluationConfig
 from lewis_core.config.training import TrainSpeakerConfig
+
+StageNames = TypeVar("StageNames", tuple[str, ...], dict[str, float])
 
 
 class _StageNames:
@@ -64,10 +68,17 @@ class RunConfig(FrozenConfig):
     """Longest wait until a model service is ready."""
     stage_timeout_s: float | None = Field(default=None, gt=0)
     """Longest time of one heavy stage; ``None``: no limit."""
+    stage_timeouts_s: dict[str, float] = {}
+    """The same for single stages, by name, e.g. ``{"train-speaker": 86400}``."""
+    gpus: GpuConfig = GpuConfig()
+    """GPUs of the machine, and how runs share them."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of the logs of child processes and services. ``json``: one object a line, with the run's id, and a log of
+    the whole run beside them, ``logs/run-<id>.jsonl``."""
 
-    @field_validator("force")
+    @field_validator("force", "stage_timeouts_s")
     @classmethod
-    def _are_stages(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_stages(cls, names: StageNames) -> StageNames:
         from lewis_core.pipeline import STAGES
 
         if unknown := sorted(set(names) - set(STAGES)):
@@ -116,3 +127,5 @@ class PipelineConfig(RunSettings):
     """What the flow ``analyse`` does beyond the evaluations."""
     report: ReportConfig = ReportConfig()
     """The HTML report."""
+    reevaluation: ReevaluationConfig = ReevaluationConfig()
+    """What the flow ``reevaluate-checkpoints`` looks for."""

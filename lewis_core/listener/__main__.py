@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.data.limits import MAX_IMAGE_PIXELS
+from lewis_core.correlation import JsonLines, set_run
 from lewis_core.errors import ConfigError, LewisError
 from lewis_core.listener.access import Access, parse_tokens, read_token_file
 from lewis_core.listener.limits import ServiceLimits
@@ -82,6 +83,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
             help=(field.description or "").partition("\n")[0],
         )
     parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    parser.add_argument("--log-format", default="text", choices=("text", "json"), help="json: one object a line")
+    parser.add_argument("--run-id", default="", help="the run that it works for; part of every JSON log line")
     return parser.parse_args(arguments)
 
 
@@ -147,7 +150,10 @@ def bind(host: str, port: int) -> socket.socket:
 def main(arguments: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit status."""
     args = parse_arguments(arguments)
+    set_run(args.run_id, service=args.model if len(args.model) < 80 else "")
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if args.log_format == "json":
+        logging.getLogger().handlers[0].setFormatter(JsonLines())
     for name in ("httpx", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for variable, value in WAITING.items():

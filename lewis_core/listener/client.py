@@ -18,6 +18,7 @@ from typing import TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from lewis_core.correlation import new_request_id
 from lewis_core.errors import ListenerBusyError, ListenerError, ListenerUnavailableError
 from lewis_core.listener.replicas import Replicas
 from lewis_core.listener.schemas import (
@@ -199,7 +200,8 @@ class HttpModel:
     def _post_once(self, replica: str, path: str, content: str, answer_type: type[Answer]) -> Answer:
         url = replica + path
         try:
-            response = self._client.post(url, content=content, headers=self._headers)
+            headers = {**self._headers, "X-Request-Id": new_request_id()}
+            response = self._client.post(url, content=content, headers=headers)
         except httpx.TransportError as error:
             self._replicas.failed(replica)
             raise ListenerUnavailableError(f"{url} does not answer: {type(error).__name__}: {error}") from error

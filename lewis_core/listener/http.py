@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 from collections import deque
 from collections.abc import Mapping
 
@@ -95,7 +94,10 @@ class RequestEnvelope:
                 await problem_response(500, detail, request_id)(scope, receive, send_named)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.count_request(route, status or _GIVEN_UP, time.perf_counter() - started)
+            took_s = time.perf_counter() - started
+            self._metrics.count_request(route, status or _GIVEN_UP, took_s)
+            level = logging.INFO if status >= 400 and scope["path"] not in OPEN_PATHS else logging.DEBUG
+            logger.log(level, "request %s: %s %s: %d, %.3f s", request_id, scope["method"], route, status, took_s)
 
     def _refusal(self, path: str, headers: Mapping[bytes, bytes], request_id: str) -> Response | None:
         """What is wrong before the body is read."""
