@@ -27,6 +27,8 @@ from tasks.turns import REMIND_S, holder, try_lock
 logger = logging.getLogger(__name__)
 POLL_S, FENCE_TRY_S = 0.2, 5.0
 DRIVER = Path("/proc/driver/nvidia/gpus")
+SERVICE_GPUS = 1
+"""GPUs of a model service."""
 Kind = Literal["stage", "service"]
 
 

@@ -20,8 +20,6 @@ from tasks.processes import is_closing
 
 SERVICE_RETRIES_S = (2.0, 10.0, 30.0)
 """Pauses before a stage asks a model service again."""
-SERVICE_GPUS = 1
-"""GPUs of a model service."""
 ON_A_GPU = frozenset(
     stage.name
     for stage in (

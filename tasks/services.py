@@ -18,8 +18,7 @@ import psutil
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.errors import ListenerError, ProcessError
-from tasks.gpus import GpuPool, cuda_environment
-from tasks.policy import SERVICE_GPUS
+from tasks.gpus import SERVICE_GPUS, GpuPool, cuda_environment
 from tasks.processes import Process
 
 logger = logging.getLogger(__name__)

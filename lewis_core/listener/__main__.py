@@ -21,8 +21,8 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lewis_core.config.base import ModelRef, Runtime
-from lewis_core.data.limits import MAX_IMAGE_PIXELS
 from lewis_core.correlation import JsonLines, set_run
+from lewis_core.data.limits import MAX_IMAGE_PIXELS
 from lewis_core.errors import ConfigError, LewisError
 from lewis_core.listener.access import Access, parse_tokens, read_token_file
 from lewis_core.listener.limits import ServiceLimits
