@@ -24,7 +24,7 @@ from lewis_core.config.processing import ProcessingConfig
 from lewis_core.config.reevaluation import ReevaluationConfig
 from lewis_core.config.training import TrainSpeakerConfig
 
-StageNames = TypeVar("StageNames", tuple[str, ...], dict[str, float])
+NamesT = TypeVar("NamesT", tuple[str, ...], dict[str, float])
 
 
 class _StageNames:
@@ -78,7 +78,7 @@ class RunConfig(FrozenConfig):
 
     @field_validator("force", "stage_timeouts_s")
     @classmethod
-    def _are_stages(cls, names: StageNames) -> StageNames:
+    def _are_stages(cls, names: NamesT) -> NamesT:
         from lewis_core.pipeline import STAGES
 
         if unknown := sorted(set(names) - set(STAGES)):
