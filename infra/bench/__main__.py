@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from infra.bench import linear, listener, peer, pocket, training, world
+from infra.bench import linear, listener, peer, pocket, recognition, training, world
 from infra.bench.recorder import Recorder, table
 from infra.bench.trainers import quiet
 
-PARTS = ("listener", "update", "reference", "rollouts", "step", "linear", "pocket", "peer")
+PARTS = ("listener", "recognition", "update", "reference", "rollouts", "step", "linear", "pocket", "peer")
 BIG = {"games": 4, "candidates": 4, "descriptions": 8, "prompts": 8, "group": 8, "new_tokens": 128, "completion": 150}
+BIG |= {"photos": 24, "concepts": 329}
 TINY = {"games": 2, "candidates": 2, "descriptions": 3, "prompts": 2, "group": 3, "new_tokens": 9, "completion": 8}
+TINY |= {"photos": 3, "concepts": 7}
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -71,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(recorder: Recorder, folder: Path, options: argparse.Namespace) -> None:
     (folder / "photos").mkdir()
-    if {"listener", "linear"} & set(options.parts):
+    if {"listener", "recognition", "linear"} & set(options.parts):
         processor = world.build_processor(options.visual_tokens[0])
         model = world.build_model(options.size, processor, options.device)
         if options.compile:
@@ -81,6 +83,9 @@ def _run(recorder: Recorder, folder: Path, options: argparse.Namespace) -> None:
         if "listener" in options.parts:
             with recorder.section("listener"):
                 listener.run(recorder, model, folder / "photos", options)
+        if "recognition" in options.parts:
+            with recorder.section("recognition"):
+                recognition.run(recorder, model, folder / "photos", options)
         if "linear" in options.parts:
             with recorder.section("linear"):
                 linear.run(recorder, model, folder / "photos", options)

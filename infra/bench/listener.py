@@ -149,14 +149,14 @@ def unique_groups(facade: VisionLanguageModel, pairs: list[tuple[str, str]]) -> 
     return list(engine._groups(texts, places))
 
 
-def add_floors(recorder: Recorder, model: Any, groups: list[Any], tokens: int) -> None:
+def add_floors(recorder: Recorder, model: Any, groups: list[Any], tokens: int, part: str = PART) -> None:
     """Seconds that the operations on unique tokens alone would take at the measured rate."""
     counts = [world.shared_counts(group.prompt_tokens, [len(suffix) for suffix in group.suffixes]) for group in groups]
     language = sum(world.forward_flops(model, *count) for count in counts) / recorder.rates.flops
     vision = len(counts) * world.vision_flops(model, tokens) / recorder.rates.flops
     pairs = sum(len(group.suffixes) for group in groups)
     for arm, seconds in (("floor", language + vision), ("floor, photos seen before", language)):
-        recorder.add(PART, arm, seconds, visual_tokens=tokens, pairs_per_s=pairs / seconds)
+        recorder.add(part, arm, seconds, visual_tokens=tokens, pairs_per_s=pairs / seconds)
 
 
 def run(recorder: Recorder, model: Any, folder: Path, options: Any) -> None:

@@ -19,7 +19,7 @@ pytestmark = [
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All parts but the pocket recipe, at one number of visual tokens."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["listener", "update", "reference", "rollouts", "step", "linear", "--visual-tokens", "4"]
+    arguments = ["listener", "recognition", "update", "reference", "rollouts", "step", "linear", "--visual-tokens", "4"]
     assert main([*arguments, "--device", "cpu", "--out", str(folder), "--reference-pairs", "2"]) == 0
     assert (folder / "all-tiny-cpu.png").stat().st_size > 1000
     found: dict[str, Any] = json.loads((folder / "all-tiny-cpu.json").read_text())
@@ -41,6 +41,14 @@ def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
         "floor",
         "floor, photos seen before",
     }
+    assert arms["recognition"] == {
+        "all pairs, over HTTP",
+        "all pairs, in process",
+        "questions and records alone, no model",
+        "reference style (a generation a pair)",
+        "floor",
+        "floor, photos seen before",
+    }
     for part in ("reference", "rollouts"):
         assert arms[part] == {"ours", "stock TRL", "floor"}
     assert arms["step"] == {"ours", "stock TRL, reference-style listener without gc", "floor (sum of parts)"}
@@ -50,7 +58,7 @@ def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
 
 
 def test_all_listeners_say_the_same(measured: dict[str, Any]) -> None:
-    [note] = [note for note in measured["notes"] if note["what"].startswith("listener")]
+    [note] = [note for note in measured["notes"] if note["what"].startswith("listener: P(yes)")]
     apart = {arm: value for arm, value in note.items() if arm not in ("what", "visual_tokens")}
     assert len(apart) == 6
     assert max(apart.values()) < 1e-5
