@@ -1,8 +1,8 @@
 """Recognition of all pairs: every photo asked about with every description, through the evaluation's own code.
 
 A set of 329 concepts and 3,000 photos makes 987,000 pairs; what is measured on some of the photos is scaled to that.
-The model has random weights, the words are bytes: about 50 tokens a question, as many as a real tokenizer makes of "My mug: …
-Is my mug in the image? Answer yes or no." with a description of twenty-five words.
+The model has random weights and reads bytes: about 50 tokens a question, as many as a real tokenizer makes of "My
+mug: … Is my mug in the image? Answer yes or no." with a description of twenty-five words.
 """
 
 import dataclasses
