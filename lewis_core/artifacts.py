@@ -70,6 +70,12 @@ class Manifest(Record):
     """Digest of the code that ran."""
     summary: dict[str, Any]
     """Counts and other small facts."""
+    seal: str = ""
+    """Digest of all other fields, so that a damaged manifest is not believed either."""
+
+    def expected_seal(self) -> str:
+        """Digest of all fields but the seal."""
+        return digest_json(self.model_dump(mode="json", exclude={"seal"}))
 
 
 class ArtifactRef(Record):
@@ -121,11 +127,14 @@ class ArtifactRef(Record):
 
 def _load_manifest(folder: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
         raise ArtifactError(f"{folder} holds no complete artifact; run the stage again") from error
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read: {error}") from error
+    if manifest.seal != manifest.expected_seal():
+        raise ArtifactError(f"{folder / MANIFEST} was changed after it was written; run the stage again")
+    return manifest
 
 
 class ArtifactStore:
@@ -159,8 +168,10 @@ class ArtifactStore:
         folder = self.place(kind, key)
         try:
             manifest = _load_manifest(folder)
+            if (manifest.kind, manifest.key) != (kind, key):
+                return None
             return ArtifactRef(kind=kind, key=key, digest=manifest.digest, path=folder, summary=manifest.summary)
-        except (ArtifactError, ValueError):
+        except (ArtifactError, ValueError, OSError):
             return None
 
     @contextlib.contextmanager
@@ -218,6 +229,8 @@ class ArtifactStore:
             source=source,
             summary=dict(summary),
         )
+        manifest = Manifest.model_validate_json(manifest.model_dump_json())  # as it will be read
+        manifest = manifest.model_copy(update={"seal": manifest.expected_seal()})
         (folder / PROVENANCE).write_text(json.dumps(dict(provenance), indent=1, default=str) + "\n")
         for path in folder.rglob("*"):
             _sync(path)

@@ -160,3 +160,12 @@ def test_the_lock_excludes_other_processes(tmp_path: Path) -> None:
 def test_canonical_json_ignores_the_order_of_keys() -> None:
     assert digest_json({"a": 1, "b": [1, 2]}) == digest_json(json.loads('{"b": [1, 2], "a": 1}'))
     assert digest_json({"b": [2, 1]}) != digest_json({"b": [1, 2]})
+
+
+def test_a_summary_that_json_cannot_hold_exactly_is_sealed_as_it_will_be_read(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with store.building("kind", "key") as folder:
+        (folder / "a.txt").write_text("a")
+        summary = {"nan": float("nan"), "path": Path("x"), "pair": (1, 2), "x": 0.1}
+        store.publish(folder, "kind", "key", {}, "source", summary, {})
+    assert store.find("kind", "key") is not None
