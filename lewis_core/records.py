@@ -215,7 +215,7 @@ def load_jsonl(path: Path, record_type: type[RecordT]) -> list[RecordT]:
         DataError: If a line is not such a record; names file, line and reason.
     """
     records = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # bytes: the validator says where they are no text
         for number, line in enumerate(file, 1):
             try:
                 records.append(record_type.model_validate_json(line))

@@ -67,6 +67,8 @@ def find_json(completion: str) -> Any:
         return decoder.raw_decode(text, start)[0]
     except json.JSONDecodeError as error:
         raise ValueError(f"found no complete JSON: {error.msg} at character {error.pos}") from error
+    except RecursionError as error:
+        raise ValueError("found JSON that is nested too deeply") from error
 
 
 def read_answers(completion: str, ids: Sequence[str], schema: type[AnswerT]) -> tuple[dict[str, AnswerT], str]:
@@ -110,22 +112,22 @@ class AnswerFile(Generic[AnswerT]):
     """Answers that are kept as they come, one JSON object a line.
 
     Args:
-        path: The file; what it holds already is read, and a torn last line is dropped.
+        path: The file; what it holds already is read, up to a torn or damaged line.
         schema: Form of an answer; its ``id`` is the item's own.
     """
 
     def __init__(self, path: Path, schema: type[AnswerT]) -> None:
         self._path = path
         self.answers: dict[str, AnswerT] = {}
-        whole = ""
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []:
+        whole = b""
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else []:
             try:
                 answer = schema.model_validate_json(line)
             except ValidationError:
                 break
             self.answers[answer.id] = answer
-            whole += line if line.endswith("\n") else line + "\n"
-        path.write_text(whole, encoding="utf-8")
+            whole += line if line.endswith(b"\n") else line + b"\n"
+        path.write_bytes(whole)
 
     def keep(self, answer: AnswerT) -> None:
         """Add an answer."""
