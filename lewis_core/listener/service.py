@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -58,6 +58,7 @@ HeaderPatience = Annotated[
         description="Seconds after which the answer is not wanted any more; 504 then.",
     ),
 ]
+UNREADY: dict[int | str, str] = {500: "The model cannot be run", 503: "Loading or stopping"}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/problem+json": {"schema": Problem.model_json_schema()}}}
     for status, text in {
@@ -233,7 +234,9 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
     async def healthz() -> Response:
         return Response('{"status":"alive"}', media_type="application/json")
 
-    @app.get("/readyz")
+    unready = {status: {"model": Readiness, "description": text} for status, text in UNREADY.items()}
+
+    @app.get("/readyz", response_model=Readiness, responses=unready)
     async def readyz() -> Response:
         status = worker.status
         code = {"loading": 503, "ready": 200, "stopping": 503, "failed": 500}[status]
@@ -246,7 +249,7 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
         )
         return _reply(readiness, code)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(worker.metrics.render(), media_type="text/plain; version=0.0.4")
 
