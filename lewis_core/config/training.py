@@ -6,7 +6,7 @@ from pydantic import Field
 
 from lewis_core.config.base import FrozenConfig, ModelRef
 from lewis_core.config.grpo import GrpoConfig, LoraSettings
-from lewis_core.config.watchdogs import HackName
+from lewis_core.config.watchdogs import HackName, PatienceConfig
 
 
 class ListenerRewardConfig(FrozenConfig):
@@ -100,6 +100,8 @@ class TrainSpeakerConfig(GrpoConfig):
     """The frozen listener that judges descriptions."""
     rewards: RewardsConfig = RewardsConfig()
     """What is rewarded."""
+    patience: PatienceConfig = PatienceConfig()
+    """How long training waits for a listener that does not answer."""
 
 
 __all__ = ["LoraSettings", "RewardsConfig", "TrainSpeakerConfig"]

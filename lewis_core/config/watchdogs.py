@@ -56,3 +56,16 @@ class WatchdogsConfig(FrozenConfig):
     max_masked_frac: float = Field(default=0.02, ge=0, le=1)
     """More than this share of completions that the listener cannot judge, step after step (one step with more than
     ``training.rewards.max_masked_frac`` ends training at once)."""
+
+
+class PatienceConfig(FrozenConfig):
+    """How long training waits for a listener that does not answer, before it saves itself and ends.
+
+    The flow starts the listener again and training goes on where it stopped. No part of the stage's identity.
+    """
+
+    changes_result: ClassVar[bool] = False
+    outage_s: float = Field(default=60.0, ge=0)
+    """Longest time over which a request is tried again while nobody answers."""
+    busy_s: float = Field(default=900.0, ge=0)
+    """The same while the listener says that it is busy, or loading its model."""

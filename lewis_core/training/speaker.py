@@ -65,7 +65,7 @@ def train_speaker(
     if config.rewards.listener.weight > 0 and service_url:
         from lewis_core.listener.client import HttpModel
 
-        listener = HttpModel(service_url)
+        listener = HttpModel(service_url, outage_s=config.patience.outage_s, deadline_s=config.patience.busy_s)
     return train_on_rows(rows, listener, output_dir, work_dir, config, data_root, runtime, reporter)
 
 
