@@ -12,8 +12,8 @@ from typing import Any
 from prefect.client.schemas import State
 
 from lewis_core import pipeline
+from lewis_core.config.grpo import GrpoConfig
 from lewis_core.config.pipeline import RunConfig
-from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ListenerBusyError, ListenerUnavailableError
 from lewis_core.stages import Stage
 from tasks.processes import is_closing
@@ -47,11 +47,11 @@ class Policy:
     """Whether it computes on GPUs."""
 
     def num_gpus(self, arguments: Mapping[str, object]) -> int:
-        """GPUs that it takes: one, or one for each training process."""
+        """GPUs that it takes on this machine: one, or one for each training process."""
         config = arguments.get("config")
         if not self.is_on_gpu:
             return 0
-        return config.num_processes if isinstance(config, TrainSpeakerConfig) else 1
+        return config.num_processes // config.distributed.num_machines if isinstance(config, GrpoConfig) else 1
 
 
 def policy_of(stage: Stage) -> Policy:

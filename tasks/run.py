@@ -24,6 +24,7 @@ from lewis_core.stages import Stage, find_result, stage_key
 from tasks.gpus import GpuPool
 from tasks.logs import arrange_logs, run_log
 from tasks.processes import process_scope
+from tasks.replicas import ExternalService, Replicas, Service
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker
@@ -60,12 +61,12 @@ class PipelineRun(Generic[ConfigT]):
         self.requested: list[str] = []
         """Titles of all stages asked for, in order."""
         self._run_ids: dict[str, str | None] = {}
-        self._services: dict[str, ModelService] = {}
+        self._services: dict[str, Service] = {}
         self._forced: set[str] = set()
         self._lock = threading.Lock()
 
     def stage(
-        self, stage: Stage, /, label: str = "", service: ModelService | None = None, **arguments: object
+        self, stage: Stage, /, label: str = "", service: Service | None = None, **arguments: object
     ) -> ArtifactRef:
         """Run a stage as a Prefect task, or take what is there.
 
@@ -81,7 +82,7 @@ class PipelineRun(Generic[ConfigT]):
         return self.submit(stage, label, service, **arguments).result()
 
     def submit(
-        self, stage: Stage, /, label: str = "", service: ModelService | None = None, **arguments: object
+        self, stage: Stage, /, label: str = "", service: Service | None = None, **arguments: object
     ) -> "PrefectFuture[ArtifactRef]":
         """Like :meth:`stage`, in a thread of the task runner."""
         prepared = self._prepare(stage, label, arguments)
@@ -135,26 +136,37 @@ class PipelineRun(Generic[ConfigT]):
         """MLflow run of a stage computed in this run."""
         return self._run_ids.get(title(stage, label))
 
-    def service(self, role: str, ref: ModelRef) -> ModelService:
+    def service(self, role: str, ref: ModelRef) -> Service:
         """Offer a model behind HTTP; the same model is one service, whatever roles it has.
 
-        It starts when a stage first needs it and ends with the run, or when it is stopped.
+        It starts when a stage first needs it and ends with the run, or when it is stopped; with ``run.services`` the
+        role is served by others.
         """
         if self.data_root is None:
             raise ConfigError("a model service needs the photos' folder: find the photos first")
         known = digest_json(model_identity(ref))
         with self._lock:
             if known not in self._services:
-                root, runtime = self.data_root, self.config.run.runtime
-                told = ["--run-id", self.id, "--log-format", self.config.run.log_format]
-                self._services[known] = ModelService(
-                    role,
-                    lambda port: [*listener_command(ref, root, runtime, port), *told],
-                    self.log_dir / f"service-{role}.log",
-                    self.config.run.listener_start_timeout_s,
-                    self.gpus,
-                )
+                self._services[known] = self._new_service(role, ref, self.data_root)
             return self._services[known]
+
+    def _new_service(self, role: str, ref: ModelRef, root: Path) -> Service:
+        config = self.config.run
+        if role in config.services:
+            return ExternalService(role, config.services[role], ref.path)
+        told = ["--run-id", self.id, "--log-format", config.log_format]
+        names = [role, *(f"{role}-{number}" for number in range(2, config.service_replicas + 1))]
+        services = [
+            ModelService(
+                name,
+                lambda port: [*listener_command(ref, root, config.runtime, port), *told],
+                self.log_dir / f"service-{name}.log",
+                config.listener_start_timeout_s,
+                self.gpus,
+            )
+            for name in names
+        ]
+        return services[0] if len(services) == 1 else Replicas(services)
 
     def stop_services(self, keep: Sequence[ModelRef] = ()) -> None:
         """End all services but those of some models, so that their memory is free."""

@@ -13,7 +13,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,8 @@ from pydantic import BaseModel
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
-from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.config.grpo import GrpoConfig
 from lewis_core.errors import ListenerUnavailableError, ProcessError
-from lewis_core.pipeline import TRAIN_SPEAKER
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
 from lewis_core.threads import WAITING
@@ -36,7 +36,15 @@ from tasks.gpus import cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
 from tasks.policy import can_retry, policy_of, timeout_of
 from tasks.processes import run_process
-from tasks.services import ModelService
+from tasks.replicas import Service
+from tasks.training_launch import (
+    RENDEZVOUS,
+    Announcement,
+    Machine,
+    accelerate_command,
+    announce,
+    this_machine,
+)
 from tasks.turns import try_lock, turn
 
 if TYPE_CHECKING:
@@ -51,7 +59,7 @@ class StageCall:
     run: "PipelineRun[Any]"
     label: str = ""
     """What tells it from other calls of the same stage, e.g. a category or a speaker."""
-    service: ModelService | None = None
+    service: Service | None = None
     """The model that it asks."""
 
 
@@ -224,14 +232,15 @@ def run_isolated(
     spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
     context = contextvars.copy_context()
     try:
-        run_process(
-            stage.name,
-            launch_command(stage, arguments, run.config.run.runtime, spec_file),
-            log,
-            on_line=lambda line: context.run(events.handle_line, line),
-            timeout_s=timeout_of(stage, run.config.run),
-            env={**thread_limits(run.config.run.runtime), **environment},
-        )
+        with announced(stage, arguments, run, spec_file) as machine:
+            run_process(
+                stage.name,
+                launch_command(stage, arguments, run.config.run.runtime, spec_file, machine),
+                log,
+                on_line=lambda line: context.run(events.handle_line, line),
+                timeout_s=timeout_of(stage, run.config.run),
+                env={**thread_limits(run.config.run.runtime), **environment},
+            )
     except ProcessError as error:
         if events.failure is not None:
             raise events.failure from error
@@ -244,20 +253,36 @@ def run_isolated(
     return found
 
 
-def launch_command(stage: Stage, arguments: Mapping[str, object], runtime: Runtime, spec_file: Path) -> list[str]:
+def launch_command(
+    stage: Stage, arguments: Mapping[str, object], runtime: Runtime, spec_file: Path, machine: Machine | None = None
+) -> list[str]:
     """Command line of a stage's child process; training goes through ``accelerate launch``."""
-    entry = ["-m", "tasks.launch", str(spec_file)]
+    config, entry = arguments.get("config"), ["tasks.launch", str(spec_file)]
+    if not isinstance(config, GrpoConfig):
+        return [sys.executable, "-m", *entry]
+    return accelerate_command(config, runtime, entry, machine or Machine(), has_gpu=has_gpu(runtime))
+
+
+@contextlib.contextmanager
+def announced(stage: Stage, arguments: Mapping[str, object], run: "PipelineRun[Any]", spec: Path) -> Iterator[Machine]:
+    """Tell the other machines of a training that it starts here; there are none for other stages.
+
+    Raises:
+        ConfigError: If there are several machines and nothing says where this one can be reached.
+    """
     config = arguments.get("config")
-    if stage.name != TRAIN_SPEAKER.name or not isinstance(config, TrainSpeakerConfig):
-        return [sys.executable, *entry]
-    threads = runtime.torch_threads or max(1, (os.cpu_count() or 1) // config.num_processes)
-    options = ["--num_processes", str(config.num_processes), "--num_machines", "1", "--mixed_precision", "no"]
-    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads), "--main_process_port", "0"]
-    if config.num_processes > 1 and has_gpu(runtime):
-        options.append("--multi_gpu")
-    if not has_gpu(runtime):
-        options.append("--cpu")
-    return [sys.executable, "-m", "accelerate.commands.launch", *options, *entry]
+    machines = config.distributed.num_machines if isinstance(config, GrpoConfig) else 1
+    machine = this_machine(os.environ, machines)
+    if machines == 1:
+        yield machine
+        return
+    threads = run.config.run.runtime.torch_threads
+    told = Announcement(stage.name, str(spec), machine.address, machine.port, threads, uuid.uuid4().hex)
+    file = announce(run.log_dir / RENDEZVOUS, told)
+    try:
+        yield machine
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def has_gpu(runtime: Runtime) -> bool:

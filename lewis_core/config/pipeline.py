@@ -64,6 +64,11 @@ class RunConfig(FrozenConfig):
     """MLflow."""
     force: tuple[StageName, ...] = ()
     """Stages to run again although their result is there, e.g. ``("train-speaker",)``."""
+    service_replicas: int = Field(default=1, ge=1)
+    """Processes of each model service, each on a GPU of its own while there are free ones."""
+    services: dict[str, tuple[str, ...]] = {}
+    """Services that are started elsewhere, by role: ``listener = ["http://gpu-1:9000", "http://gpu-2:9000"]``. Several
+    are replicas of each other. They must serve the model that the settings name for the role."""
     listener_start_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait until a model service is ready."""
     stage_timeout_s: float | None = Field(default=None, gt=0)

@@ -49,7 +49,8 @@ class HttpModel:
     """A model behind one or several URLs.
 
     Args:
-        urls: Where it listens, e.g. ``http://127.0.0.1:9000``; several are replicas of one another.
+        urls: Where it listens, e.g. ``http://127.0.0.1:9000``; several (a list, or with commas between) are replicas
+            of one another.
         token: Bearer token.
         timeout_s: Longest wait for one answer.
         deadline_s: Longest time over which one request is tried again while the service says that it is busy.
@@ -73,8 +74,8 @@ class HttpModel:
         connections: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        given = [urls] if isinstance(urls, str) else urls
-        self._replicas = Replicas(list(dict.fromkeys(url.rstrip("/") for url in given)))
+        given = urls.split(",") if isinstance(urls, str) else urls
+        self._replicas = Replicas(list(dict.fromkeys(url.strip().rstrip("/") for url in given if url.strip())))
         if not len(self._replicas):
             raise ValueError("expected at least one URL")
         self._patience_s = {ListenerBusyError: deadline_s, ListenerUnavailableError: outage_s}

@@ -5,8 +5,9 @@ encoding its own photos, needs weights of its own; where processes have differen
 number of passes.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
@@ -35,11 +36,24 @@ def whole_vision_tower(model: Any) -> Any:
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:1]
     config._attn_implementation = "sdpa"
-    with torch.device(found.device):
+    with _whole_weights(), torch.device(found.device):
         twin = type(found)(config).to(found.dtype)
     with deepspeed.zero.GatheredParameters(list(found.visual.parameters())):
         twin.visual.load_state_dict(found.visual.state_dict())
     return twin.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _whole_weights() -> Iterator[None]:
+    """Models that are made in the block are not spread."""
+    import transformers.integrations.deepspeed
+
+    deepspeed: Any = transformers.integrations.deepspeed
+    kept, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def in_step(work: Sequence[Work], do: Callable[[Work], Result]) -> list[Result]:

@@ -1,0 +1,106 @@
+"""A training process of :mod:`infra.bench.distributed`: the product's training, on random weights that never stop.
+
+Started by ``accelerate launch`` with the path of a spec (:class:`Spec`). Random text is no description and random
+models seldom end one, so text is given a meaning, and completions their full length.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from infra.bench import trainers
+from infra.bench.training import _parse
+from lewis_core.config.base import Runtime
+from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.listener.client import HttpModel
+from lewis_core.records import Record
+from lewis_core.reporting import NullReporter
+from lewis_core.rewards import trl as rewards
+from lewis_core.training import session
+from lewis_core.training.processes import leave_process_group, uses_deepspeed
+from lewis_core.training.speaker import train_on_rows
+
+
+class Spec(Record):
+    """What a process does."""
+
+    config: dict[str, Any]
+    """Of the training."""
+    rows: list[dict[str, Any]]
+    photos: Path
+    work: Path
+    out: Path
+    device: str
+    url: str | None = None
+    """Of the listener's service."""
+
+
+class Steps(NullReporter):
+    """Writes each step's numbers as they come, with the time."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a line."""
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
+
+
+def endless(make: Any) -> Any:
+    """Wrap the function that makes trainers: completions get their full length."""
+
+    def assemble(*arguments: Any, **named: Any) -> Any:
+        trainer = make(*arguments, **named)
+        trainers.never_ends(trainer)
+        return trainer
+
+    return assemble
+
+
+def rehearse_deepspeed_on_cpu() -> None:
+    """Let accelerate, which knows DeepSpeed on accelerators only, take gloo: a CPU rehearses what GPUs will do."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+    PartialState._prepare_backend = lambda *_: ("gloo", DistributedType.MULTI_GPU)
+
+
+def main(path: Path) -> int:
+    """Train; returns the exit status."""
+    spec, rank = Spec.model_validate_json(path.read_text(encoding="utf-8")), int(os.environ.get("RANK", "0"))
+    if spec.device == "cpu" and uses_deepspeed():
+        rehearse_deepspeed_on_cpu()
+    (spec.out / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
+    config = TrainSpeakerConfig.model_validate(spec.config)
+    rewards.parse_or_none = _parse
+    session.assemble_trainer = endless(session.assemble_trainer)
+    output = spec.out / f"output-{rank}"
+    output.mkdir(parents=True, exist_ok=True)
+    runtime = Runtime.model_validate({"device": spec.device, "num_workers": 4})
+    listener = HttpModel(spec.url) if spec.url else None
+    started = time.time()
+    reporter = Steps(spec.out / "steps.jsonl") if rank == 0 else NullReporter()
+    rows = Dataset.from_list(spec.rows)
+    with trainers.quiet():
+        summary = train_on_rows(rows, listener, output, spec.work, config, spec.photos, runtime, reporter)
+    facts: dict[str, Any] = {"rank": rank, "started": started, "ended": time.time(), "steps": summary["steps"]}
+    if torch.cuda.is_available():
+        facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        facts["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+        facts["gpu"] = torch.cuda.get_device_name()
+    (spec.out / f"facts-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+    leave_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,107 @@
+"""How training processes are started: ``accelerate launch``, on one machine or several.
+
+On several machines the flow runs on the first. The others run ``python -m tasks.join <work folder>``, on a file system
+that they share: they find there what the first one starts, and start their part of it (:mod:`tasks.join`).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lewis_core.config.base import Runtime
+from lewis_core.config.grpo import GrpoConfig
+from lewis_core.errors import ConfigError
+
+DEEPSPEED = Path(__file__).resolve().parents[1] / "infra" / "deepspeed"
+"""DeepSpeed's settings, one file for each strategy but ``ddp``."""
+RENDEZVOUS = "rendezvous"
+"""Folder below the logs in which several machines meet."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """This machine's place among those of a training."""
+
+    rank: int = 0
+    address: str = "127.0.0.1"
+    """Of the first machine."""
+    port: int = 0
+    """On the first machine; 0: any, which works for one machine only."""
+
+
+def this_machine(environment: Mapping[str, str], num_machines: int) -> Machine:
+    """Read this machine's place from MACHINE_RANK (or SLURM_NODEID), MAIN_ADDRESS and MAIN_PORT.
+
+    Raises:
+        ConfigError: If there are several machines and the first one's address is missing.
+    """
+    if num_machines == 1:
+        return Machine()
+    address = environment.get("MAIN_ADDRESS") or environment.get("MASTER_ADDR")
+    if not address:
+        raise ConfigError(
+            f"training.distributed.num_machines is {num_machines}: set MAIN_ADDRESS (and MAIN_PORT, else 29500) to "
+            "where the first machine can be reached, and MACHINE_RANK to 0 there; see infra/docs/training.md"
+        )
+    rank = environment.get("MACHINE_RANK") or environment.get("SLURM_NODEID") or "0"
+    port = environment.get("MAIN_PORT") or environment.get("MASTER_PORT") or "29500"
+    return Machine(int(rank), address, int(port))
+
+
+def accelerate_command(
+    config: GrpoConfig, runtime: Runtime, entry: Sequence[str], machine: Machine, *, has_gpu: bool
+) -> list[str]:
+    """Command line that starts this machine's training processes.
+
+    Args:
+        config: Processes, machines, strategy.
+        runtime: Threads.
+        entry: Module that they run, and its arguments.
+        machine: This machine's place.
+        has_gpu: Whether they run on GPUs.
+    """
+    machines, strategy = config.distributed.num_machines, config.distributed.strategy
+    here = config.num_processes // machines
+    threads = runtime.torch_threads or max(1, (os.cpu_count() or 1) // here)
+    options = ["--num_processes", str(config.num_processes), "--num_machines", str(machines)]
+    options += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(threads)]
+    options += ["--main_process_port", str(machine.port)]
+    if machines > 1:
+        options += ["--machine_rank", str(machine.rank), "--main_process_ip", machine.address]
+        options += ["--rdzv_backend", "static", "--same_network"]
+    if strategy != "ddp":
+        options += ["--use_deepspeed", "--deepspeed_config_file", str(DEEPSPEED / f"{strategy}.json")]
+        options += ["--deepspeed_multinode_launcher", "standard"]
+        options += ["--zero3_init_flag", str(config.distributed.shards_weights).lower()]
+    else:
+        options += ["--mixed_precision", "no"]
+        if config.num_processes > 1:
+            options.append("--multi_gpu")  # the launcher of several processes, also without GPUs
+        elif not has_gpu:
+            options.append("--cpu")
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", *entry]
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What the first machine starts, for the others to join."""
+
+    stage: str
+    spec_file: str
+    address: str
+    port: int
+    threads: int | None
+    attempt: str
+    """Different for every start of the same stage."""
+
+
+def announce(folder: Path, announcement: Announcement) -> Path:
+    """Tell the other machines what is started; returns the file to remove when it has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{Path(announcement.spec_file).stem}.json"
+    file.with_suffix(".tmp").write_text(json.dumps(asdict(announcement)), encoding="utf-8")
+    file.with_suffix(".tmp").replace(file)
+    return file

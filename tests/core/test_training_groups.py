@@ -1,0 +1,83 @@
+"""Groups of completions stay whole, and impossible settings of GRPO are refused when they are read."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flows.settings import validate
+from lewis_core.config.grpo import GrpoConfig, split_problem
+from lewis_core.errors import ConfigError, TrainingError
+from lewis_core.training.groups import check_groups, photos_of
+
+MODEL = {"path": "pocket:base"}
+
+
+def test_a_row_shows_one_photo_or_several() -> None:
+    assert photos_of({"query": "a.jpg"}) == ("a.jpg",)
+    assert photos_of({"photos": ["a.jpg", "b.jpg"]}) == ("a.jpg", "b.jpg")
+
+
+def test_cut_groups_are_noticed() -> None:
+    one, two = {"query": "a.jpg"}, {"query": "b.jpg"}
+    check_groups([one, one, two, two], 2)
+    check_groups([one, one, one, one], 2)  # the same prompt twice
+    with pytest.raises(TrainingError, match="rows 0 to 1 of this process belong to different prompts"):
+        check_groups([one, two, one, two], 2)
+    with pytest.raises(TrainingError, match="3 completions to write, which is no multiple of num_generations = 2"):
+        check_groups([one, one, two], 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"num_generations": 1}, "takes at least 2 of them (8 is usual)", id="one-completion"),
+        pytest.param({"num_processes": 3}, "8, which 3 processes cannot share equally", id="processes"),
+        pytest.param({"micro_batch_prompts": 3}, "take one of [1, 2, 4, 8]", id="micro-batch"),
+        pytest.param(
+            {"num_processes": 4, "distributed": {"num_machines": 3}}, "num_processes (4) must be a multiple", id="nodes"
+        ),
+        pytest.param(
+            {"distributed": {"strategy": "zero3"}, "rollouts": "shared_prefix"},
+            "set rollouts to 'auto' (TRL's sampler, slow)",
+            id="zero3-with-our-sampler",
+        ),
+        pytest.param(
+            {"model": {**MODEL, "adapter": "a"}, "full_finetuning": True}, "merge model.adapter into it", id="full"
+        ),
+        pytest.param(
+            {"model": {**MODEL, "adapter": "a"}, "distributed": {"strategy": "zero3"}},
+            "cannot be continued under ZeRO-3",
+            id="zero3-adapter",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused_with_what_to_do(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        GrpoConfig.model_validate({"model": MODEL, **changes})
+    assert message in str(error.value)
+
+
+def test_a_person_reads_one_line_about_impossible_settings() -> None:
+    values = {
+        "source": {"type": "pocket"},
+        "evaluation": {"answering": MODEL},
+        "training": {"model": MODEL, "listener": MODEL, "prompts_per_step": 6, "num_processes": 4},
+    }
+    with pytest.raises(ConfigError) as error:
+        validate(values)
+    assert str(error.value) == (
+        "training: prompts_per_step is 6, which 4 processes cannot share equally; make it a multiple of 4, e.g. 8"
+    )
+
+
+def test_splits() -> None:
+    assert split_problem(8, None, 4) is None
+    assert split_problem(8, 2, 2) is None
+    assert "e.g. 3" in str(split_problem(1, None, 3))
+
+
+def test_epochs_become_steps() -> None:
+    config = GrpoConfig.model_validate({"model": MODEL, "epochs": 4, "prompts_per_step": 8})
+    assert config.steps(500) == 250
+    assert GrpoConfig.model_validate({"model": MODEL}).steps(500) == 60

@@ -1,0 +1,122 @@
+"""How training is started on one machine or several, and which services it asks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.config.grpo import DistributedConfig
+from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.errors import ConfigError, ListenerUnavailableError
+from lewis_core.listener.client import HttpModel
+from tasks.join import waiting
+from tasks.replicas import ExternalService, Replicas
+from tasks.training_launch import DEEPSPEED, Announcement, Machine, accelerate_command, announce, this_machine
+
+INFRA = Path(__file__).parents[2] / "infra"
+STRATEGIES = ("ddp", "zero2", "zero2_offload", "zero3", "zero3_offload")
+
+
+def settings(**changes: Any) -> TrainSpeakerConfig:
+    model = ModelRef(path="pocket:base")
+    return TrainSpeakerConfig.model_validate({"model": model, "listener": model, **changes})
+
+
+def command(config: TrainSpeakerConfig, machine: Machine = Machine(), has_gpu: bool = True) -> list[str]:
+    return accelerate_command(config, Runtime(torch_threads=3), ["tasks.launch", "spec.json"], machine, has_gpu=has_gpu)
+
+
+def option(arguments: list[str], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
+
+
+def test_one_machine_needs_no_address() -> None:
+    found = command(settings(num_processes=4))
+    assert option(found, "--num_processes") == "4"
+    assert option(found, "--main_process_port") == "0"
+    assert "--multi_gpu" in found
+    assert "--machine_rank" not in found
+    assert found[-3:] == ["-m", "tasks.launch", "spec.json"]
+    assert "--multi_gpu" not in command(settings())
+    assert "--cpu" in command(settings(), has_gpu=False)
+
+
+def test_several_machines_meet_at_the_first_ones_address() -> None:
+    config = settings(num_processes=4, distributed=DistributedConfig(num_machines=2, strategy="zero3"))
+    environment = {"MAIN_ADDRESS": "gpu-1", "SLURM_NODEID": "1", "MAIN_PORT": "1234"}
+    found = command(config, this_machine(environment, 2))
+    assert (option(found, "--machine_rank"), option(found, "--main_process_ip")) == ("1", "gpu-1")
+    assert (option(found, "--main_process_port"), option(found, "--num_machines")) == ("1234", "2")
+    assert option(found, "--zero3_init_flag") == "true"
+    assert option(found, "--deepspeed_config_file").endswith("infra/deepspeed/zero3.json")
+    with pytest.raises(ConfigError, match="set MAIN_ADDRESS"):
+        this_machine({}, 2)
+    assert this_machine({}, 1) == Machine()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_files_for_use_by_hand_say_what_the_product_does(strategy: str) -> None:
+    by_hand = yaml.safe_load((INFRA / "accelerate" / f"{strategy}.yaml").read_text(encoding="utf-8"))
+    found = command(settings(num_processes=8, distributed=DistributedConfig.model_validate({"strategy": strategy})))
+    assert by_hand["num_processes"] == 8
+    if strategy == "ddp":
+        assert by_hand["distributed_type"] == "MULTI_GPU"
+        assert "--use_deepspeed" not in found
+        return
+    assert by_hand["deepspeed_config"]["deepspeed_config_file"] == f"infra/deepspeed/{strategy}.json"
+    assert str(by_hand["deepspeed_config"]["zero3_init_flag"]).lower() == option(found, "--zero3_init_flag")
+    zero = json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))["zero_optimization"]
+    assert zero["stage"] == int(strategy[4])
+    assert ("offload_optimizer" in zero) == strategy.endswith("offload")
+
+
+def test_other_machines_find_each_start_once(tmp_path: Path) -> None:
+    first = Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "a")
+    file = announce(tmp_path / "rendezvous", first)
+    assert waiting(tmp_path / "rendezvous", set()) == first
+    assert waiting(tmp_path / "rendezvous", {"a"}) is None
+    announce(tmp_path / "rendezvous", Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "b"))
+    found = waiting(tmp_path / "rendezvous", {"a"})
+    assert found is not None
+    assert found.attempt == "b"
+    file.write_text("{", encoding="utf-8")
+    assert waiting(tmp_path / "rendezvous", set()) is None
+
+
+class Fixed:
+    """A service that is always there."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.stopped = url, False
+
+    def ensure(self) -> str:
+        """Its address."""
+        return self.url
+
+    def stop(self) -> None:
+        """Remember."""
+        self.stopped = True
+
+
+def test_replicas_are_one_service_with_several_addresses() -> None:
+    parts: list[Any] = [Fixed("http://a:1"), Fixed("http://b:2")]
+    together = Replicas(parts)
+    assert together.ensure() == "http://a:1,http://b:2"
+    together.stop()
+    assert all(part.stopped for part in parts)
+
+
+def test_services_of_others_have_to_be_ready(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    service = ExternalService("listener", ["http://127.0.0.1:9", "http://127.0.0.1:10"], "some/model")
+    with pytest.raises(ListenerUnavailableError, match=r"none of the services in run\.services\.listener is ready"):
+        service.ensure()
+    from lewis_core.listener.schemas import Readiness
+
+    answers = [None, Readiness(status="ready", model="another/model", detail="", vision_cache=None)]
+    monkeypatch.setattr(HttpModel, "readiness", lambda self: answers)
+    assert service.ensure() == "http://127.0.0.1:9,http://127.0.0.1:10"
+    assert "http://127.0.0.1:9 is not ready (no answer)" in caplog.text
+    assert "serves another/model, the settings say some/model" in caplog.text
