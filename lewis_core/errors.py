@@ -20,6 +20,7 @@ LewisError
 ├── EvaluationError             predictions, database and catalog do not belong together
 ├── TrackingError               the tracking server or the model registry cannot be asked
 └── ProcessError                a child process ended with an error; carries its last lines
+    └── KilledError             it had begun, and was ended from outside: a kill, a crash of native code
 
 Raise the leaf; say what was expected, what was found, what to do. Chain with ``from``.
 Never turn a failure into a neutral value: a zero reward is data.
@@ -138,3 +139,7 @@ class ProcessError(LewisError):
         lines = "\n".join(tail)
         super().__init__(f"{name} ended with exit status {code}" + (f"; its last lines:\n{lines}" if lines else ""))
         self.name, self.code, self.tail = name, code, tuple(tail)
+
+
+class KilledError(ProcessError):
+    """A child process had begun, and was ended from outside: a kill, lack of memory, a crash of native code."""

@@ -102,6 +102,10 @@ class StageEvents:
         self._progress = Progress(title, log)
         self.failure: LewisError | None = None
         """The error that a child process reported."""
+        self.has_started = False
+        """Whether a child process has said that it runs."""
+        self.has_crashed = False
+        """Whether a child process has said that an unexpected error ends it."""
         self._artifacts: list[Path] = []
 
     def handle_line(self, line: str) -> None:
@@ -124,6 +128,10 @@ class StageEvents:
                 self.log_artifact(Path(event["path"]))
             case "progress":
                 self.progress(event["done"], event["total"], event["unit"])
+            case "started":
+                self.has_started = True
+            case "crash":
+                self.has_crashed = True
             case "failure":
                 self.failure = rebuild_error(event["error"], event["message"])
 

@@ -96,9 +96,14 @@ def run_other_process(stage: Stage, spec: LaunchSpec) -> None:
 
 
 def report_failure(error: BaseException) -> None:
-    """Tell the parent which error ended the stage; the traceback goes to the log."""
+    """Tell the parent which error ended the stage, ours or an unexpected one; the traceback goes to the log."""
     traceback.print_exception(error)
-    event = {"event": "failure", "error": type(error).__name__, "message": str(error)}
+    is_ours = isinstance(error, LewisError)
+    report({"event": "failure" if is_ours else "crash", "error": type(error).__name__, "message": str(error)})
+
+
+def report(event: JsonObject) -> None:
+    """Tell the parent something about this process."""
     sys.stdout.write(f"{EVENT_PREFIX}{json.dumps(event)}\n")
     sys.stdout.flush()
 
@@ -109,6 +114,7 @@ def main(spec_path: Path) -> int:
     logging.getLogger("lewis_core.reporting").setLevel(logging.WARNING)  # the parent shows progress itself
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    report({"event": "started"})
     try:
         spec = LaunchSpec.model_validate_json(spec_path.read_text(encoding="utf-8"))
         stage = Stage(spec.stage, spec.function, isolated=True, asks=spec.asks)
@@ -121,7 +127,7 @@ def main(spec_path: Path) -> int:
         report_failure(error)
         leave_process_group()
         return EXIT_LISTENER_LOST
-    except LewisError as error:
+    except Exception as error:  # noqa: BLE001 - told to the parent, which can tell it from a kill then
         report_failure(error)
         return 1
     return 0

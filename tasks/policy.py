@@ -1,8 +1,8 @@
 """How each stage is treated: GPUs, retries, tags, time limits. All of it is here.
 
-A retry is kept for what it can help: a model service that went away, which is started again first. A stage that failed
-for another reason would fail again; the same command, later, goes on where it stopped. When a cached result is good is
-said by the stage's identity (:mod:`lewis_core.stages`).
+A retry is kept for what it can help: a model service that went away, which is started again first, and a process that
+was killed. A stage that failed for another reason would fail again; the same command, later, goes on where it stopped.
+When a cached result is good is said by the stage's identity (:mod:`lewis_core.stages`).
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,14 @@ from prefect.client.schemas import State
 from lewis_core import pipeline
 from lewis_core.config.grpo import GrpoConfig
 from lewis_core.config.pipeline import RunConfig
-from lewis_core.errors import ListenerBusyError, ListenerUnavailableError
+from lewis_core.errors import KilledError, ListenerBusyError, ListenerUnavailableError
 from lewis_core.stages import Stage
 from tasks.processes import is_closing
 
 SERVICE_RETRIES_S = (2.0, 10.0, 30.0)
 """Pauses before a stage asks a model service again."""
+GRACE_S = 10.0
+"""Seconds between asking a stage that has nothing to save to end, and making it."""
 ON_A_GPU = frozenset(
     stage.name
     for stage in (
@@ -70,7 +72,12 @@ def timeout_of(stage: Stage, config: RunConfig) -> float | None:
     return config.stage_timeouts_s.get(stage.name, config.stage_timeout_s)
 
 
+def grace_of(stage: Stage, config: RunConfig) -> float:
+    """Seconds between asking a stage to end and making it: training finishes its step and saves it."""
+    return config.training_grace_s if stage.name.startswith("train-") else GRACE_S
+
+
 def can_retry(_task: object, _task_run: object, state: State[Any]) -> bool:
-    """Whether another attempt can help: the model service went away, and the flow is not ending."""
+    """Whether another attempt can help: the service went away or the process was killed, and the flow goes on."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, ListenerUnavailableError | ListenerBusyError) and not is_closing()
+    return isinstance(error, ListenerUnavailableError | ListenerBusyError | KilledError) and not is_closing()

@@ -27,15 +27,15 @@ from pydantic import BaseModel
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
 from lewis_core.config.grpo import GrpoConfig
-from lewis_core.errors import ListenerUnavailableError, ProcessError
+from lewis_core.errors import KilledError, ListenerUnavailableError, ProcessError
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
 from lewis_core.threads import WAITING
 from tasks.events import StageEvents
 from tasks.gpus import cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
-from tasks.policy import can_retry, policy_of, timeout_of
-from tasks.processes import run_process
+from tasks.policy import can_retry, grace_of, policy_of, timeout_of
+from tasks.processes import TIMED_OUT, run_process
 from tasks.replicas import Service
 from tasks.training_launch import (
     RENDEZVOUS,
@@ -213,7 +213,7 @@ def run_isolated(
 
     Raises:
         LewisError: What ended the stage, as the child reported it.
-        ProcessError: If the child ended without saying why, or took too long.
+        ProcessError: If the child ended without saying why, or took too long (``KilledError``: it was killed).
     """
     key = stage_key(stage, arguments)
     log = run.log_dir / f"{stage.name}-{key}.log"
@@ -240,13 +240,16 @@ def run_isolated(
                 on_line=lambda line: context.run(events.handle_line, line),
                 timeout_s=timeout_of(stage, run.config.run),
                 env={**thread_limits(run.config.run.runtime), **environment},
+                grace_s=grace_of(stage, run.config.run),
             )
     except ProcessError as error:
         if events.failure is not None:
             raise events.failure from error
         if error.code == EXIT_LISTENER_LOST:
             raise ListenerUnavailableError(f"{stage.name} lost its model service; its log is {log}") from error
-        raise ProcessError(error.name, error.code, [*error.tail, f"(log: {log})"]) from error
+        was_killed = events.has_started and not events.has_crashed and error.code != TIMED_OUT
+        kind = KilledError if was_killed else ProcessError
+        raise kind(error.name, error.code, [*error.tail, f"(log: {log})"]) from error
     found = find_result(stage, run.store, arguments)
     if found is None:
         raise ProcessError(stage.name, 0, [f"it ended well but published nothing under {key}", f"(log: {log})"])

@@ -75,6 +75,9 @@ class RunConfig(FrozenConfig):
     """Longest time of one heavy stage; ``None``: no limit."""
     stage_timeouts_s: dict[str, float] = {}
     """The same for single stages, by name, e.g. ``{"train-speaker": 86400}``."""
+    training_grace_s: float = Field(default=120.0, ge=0)
+    """Longest time that training gets, when it is stopped, to finish its step and save it. A step that takes longer is
+    lost; the checkpoint before it is not."""
     gpus: GpuConfig = GpuConfig()
     """GPUs of the machine, and how runs share them."""
     log_format: Literal["text", "json"] = "text"

@@ -1,6 +1,7 @@
 """Stages and a model service that stand in for the real ones: same contract, nothing to compute."""
 
 import os
+import signal
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -58,6 +59,15 @@ def lose_listener_once(config: CountConfig, output_dir: Path, service_url: str) 
     note(config, service_url)
     if Path(config.log).read_text().count("\n") == 1:
         raise ListenerUnavailableError("nobody answers")
+    (output_dir / "ok.txt").write_text("ok")
+    return {}
+
+
+def be_killed_once(config: CountConfig, output_dir: Path) -> JsonObject:
+    """Be killed at the first attempt, as by the kernel when memory runs out."""
+    note(config, "killed")
+    if Path(config.log).read_text().count("\n") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
     (output_dir / "ok.txt").write_text("ok")
     return {}
 

@@ -138,6 +138,23 @@ def test_a_lost_service_is_started_again_and_the_stage_retried(
     assert all(url.startswith("http://127.0.0.1:") for url in urls)
 
 
+def test_a_stage_that_was_killed_goes_on(config: PipelineConfig, log: Path) -> None:
+    stage = Stage(
+        "survive",
+        "tests.orchestration.stand_ins:be_killed_once",
+        isolated=True,
+        asks=("tests.orchestration.stand_ins",),
+    )
+
+    @flow
+    def surviving() -> ArtifactRef:
+        with pipeline_run(config, "surviving") as run:
+            return run.stage(stage, config=CountConfig(log=str(log)))
+
+    assert surviving().file("ok.txt").read_text() == "ok"
+    assert computed(log) == ["killed", "killed"]
+
+
 def test_source_that_changes_while_a_flow_runs_is_said(
     config: PipelineConfig, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
