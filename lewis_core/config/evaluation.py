@@ -80,6 +80,10 @@ class IdentificationConfig(Reading):
     """k: options retrieved by CLIP, offered under shuffled letters."""
     image_weight: float = Field(default=0.5, ge=0, le=1)
     """Share of image-to-image similarity in retrieval; the rest is image-to-text."""
+    scaling: Literal["min-max", "z-score", "none"] = "min-max"
+    """How each similarity is scaled over the candidates before they are mixed."""
+    fusion: Literal["mean", "max", "min", "product", "harmonic"] = "mean"
+    """How the two similarities become one; ``image_weight`` counts for the mean and the harmonic mean."""
     pool: Literal["category", "all"] = "category"
     """Retrieve and rank among the query's category, or among all concepts."""
     modes: tuple[Literal["retrieval", "oracle"], ...] = ("retrieval", "oracle")

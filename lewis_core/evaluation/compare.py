@@ -3,6 +3,7 @@
 Only the headline numbers are tested, those in which silence is wrong; testing everything would find something.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,10 @@ def check_items(key: Key, baseline: Rows, other: Rows) -> None:
     Raises:
         EvaluationError: If an item is in one list only, or was about another concept.
     """
+    for rows in (baseline, other):
+        if len({prediction.item for prediction in rows}) != len(rows):
+            double = next(item for item, count in Counter(p.item for p in rows).items() if count > 1)
+            raise EvaluationError(f"{key[0]} ({key[1] or 'no model'}): item {double!r} is there twice; evaluate again")
     before = {prediction.item: prediction.concept for prediction in baseline}
     after = {prediction.item: prediction.concept for prediction in other}
     if different := sorted(item for item in before.keys() | after.keys() if before.get(item) != after.get(item)):

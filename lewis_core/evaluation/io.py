@@ -1,6 +1,7 @@
 """What evaluations read and write: who is asked about, which photos are put, predictions and numbers on disk."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +9,7 @@ from pathlib import Path
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.evaluation import StatisticsConfig
-from lewis_core.errors import DataError, EvaluationError
+from lewis_core.errors import EvaluationError
 from lewis_core.evaluation.records import EvaluationName, EvaluationResult, Metric, Prediction
 from lewis_core.evaluation.verdict import judge
 from lewis_core.records import (
@@ -59,7 +60,7 @@ class Subject:
     @property
     def failure(self) -> str | None:
         """Why nothing can be asked from its description, or ``None`` when it has one."""
-        if self.entry.text.strip():
+        if any(letter.isalnum() for letter in self.entry.text):
             return None
         return NO_DESCRIPTION + (self.entry.error or "the speaker wrote nothing")
 
@@ -90,13 +91,23 @@ def build_subjects(database: Database, catalog: Catalog) -> list[Subject]:
         EvaluationError: If they do not belong together, or no concept can be asked about.
     """
     subjects = []
+    if double := [name for name, count in Counter(entry.concept for entry in database.entries).items() if count > 1]:
+        raise EvaluationError(
+            f"the database describes {double[0]!r} twice ({len(double)} such concepts); keep one entry for each"
+        )
+    concepts = {concept.id: concept for concept in catalog.concepts}
     for entry in database.entries:
-        try:
-            concept = catalog.concept(entry.concept)
-        except DataError as error:
+        concept = concepts.get(entry.concept)
+        if concept is None:
             raise EvaluationError(
-                f"the database describes {entry.concept!r}, which the catalog does not hold"
-            ) from error
+                f"the database describes {entry.concept!r}, which the catalog does not hold; describe the concepts of "
+                "this very catalog"
+            )
+        if entry.reference.sha256 not in {photo.sha256 for photo in (*concept.train, *concept.test)}:
+            raise EvaluationError(
+                f"the database was made from another catalog: {entry.reference.path} is no photo of {entry.concept!r} "
+                "in this one, or was changed; describe the concepts of this very catalog"
+            )
         subjects.append(Subject(concept, entry, query_photos(concept, entry.reference)))
     if silent := [subject.id for subject in subjects if not subject.photos]:
         logger.warning(

@@ -19,6 +19,7 @@ from lewis_core.evaluation.controls import (
     draw_others,
 )
 from lewis_core.evaluation.io import Subject, without_owners
+from lewis_core.evaluation.metrics import Floats
 from lewis_core.evaluation.records import Prediction
 from lewis_core.records import ImageRecord
 from lewis_core.retrieval.hybrid import hybrid_scores, retrieve, similarities
@@ -120,6 +121,8 @@ def build_queries(
         index.texts[[index.text_row(other.id) for other in pool]],
         config.image_weight,
         config.num_options,
+        config.scaling,
+        config.fusion,
     )
     retrieved = [pool[hit.index] for hit in hits]
     found = subject.id in {option.id for option in retrieved}
@@ -175,5 +178,9 @@ def _similarities(
     query = index.images[index.image_row(photo)]
     images = similarities(query, index.images[[index.image_row(option.entry.reference) for option in options]])
     texts = similarities(query, index.texts[[index.text_row(option.id) for option in options]])
-    scores = {IMAGE_ONLY: images, TEXT_ONLY: texts, IMAGE_AND_TEXT: hybrid_scores(images, texts, config.image_weight)}
+    scores = {IMAGE_ONLY: images, TEXT_ONLY: texts, IMAGE_AND_TEXT: _mixed(images, texts, config)}
     return tuple(float(score) for score in scores[arm])
+
+
+def _mixed(images: Floats, texts: Floats, config: IdentificationConfig) -> Floats:
+    return hybrid_scores(images, texts, config.image_weight, config.scaling, config.fusion)

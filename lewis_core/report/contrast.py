@@ -125,6 +125,13 @@ def _baseline_first(arms: Sequence[Arm], wanted: str | None) -> list[Arm]:
 
 
 def _compare(baseline: Arm, other: Arm, config: StatisticsConfig) -> Comparison:
+    missing = {entry.concept for entry in baseline.database.entries} ^ {e.concept for e in other.database.entries}
+    if missing:
+        raise EvaluationError(
+            f"{baseline.name} ({baseline.run}) and {other.name} ({other.run}) do not describe the same things: only "
+            f"one of the databases has {', '.join(sorted(missing)[:3])} ({len(missing)} such concepts); describe the "
+            "same split with both"
+        )
     tests: list[PairedTest] = []
     for key in _common(baseline, other):
         try:

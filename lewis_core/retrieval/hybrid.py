@@ -1,14 +1,18 @@
-"""Hybrid retrieval: image-to-image and image-to-text similarity, each min-max scaled over the candidates, then mixed.
+"""Hybrid retrieval: image-to-image and image-to-text similarity, each scaled over the candidates, then mixed.
 
 Pure numpy. Ties go to the lower index, so the caller's order of candidates (by concept id) decides.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lewis_core.retrieval.vectors import DECIMALS
+
+Scaling = Literal["min-max", "z-score", "none"]
+Fusion = Literal["mean", "max", "min", "product", "harmonic"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Hit:
     index: int
     """Position among the candidates."""
     score: float
-    """Mixed score in [0, 1]."""
+    """Mixed score; in [0, 1] after min-max scaling."""
 
 
 def min_max(values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -35,6 +39,20 @@ def min_max(values: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.zeros_like(exact) if high == low else (exact - low) / (high - low)
 
 
+def z_score(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Shift and scale values to mean 0 and standard deviation 1, shape ``(C,)``; all zeros when they are equal."""
+    exact = np.asarray(values, dtype=np.float64)
+    spread = exact.std()
+    return np.zeros_like(exact) if exact.max() == exact.min() else (exact - exact.mean()) / spread
+
+
+def scale(values: NDArray[np.floating], scaling: Scaling) -> NDArray[np.float64]:
+    """Scale values in the named way, shape ``(C,)``."""
+    if scaling == "none":
+        return np.asarray(values, dtype=np.float64)
+    return min_max(values) if scaling == "min-max" else z_score(values)
+
+
 def similarities(query: NDArray[np.floating], vectors: NDArray[np.floating]) -> NDArray[np.float64]:
     """Cosine similarity of one L2-normalised vector ``(D,)`` to many ``(C, D)``; shape ``(C,)``, rounded."""
     product: NDArray[np.float64] = np.asarray(vectors, np.float64) @ np.asarray(query, np.float64)
@@ -42,19 +60,38 @@ def similarities(query: NDArray[np.floating], vectors: NDArray[np.floating]) -> 
 
 
 def hybrid_scores(
-    image_similarity: NDArray[np.floating], text_similarity: NDArray[np.floating], image_weight: float
+    image_similarity: NDArray[np.floating],
+    text_similarity: NDArray[np.floating],
+    image_weight: float,
+    scaling: Scaling = "min-max",
+    fusion: Fusion = "mean",
 ) -> NDArray[np.float64]:
-    """Mix two similarities after min-max scaling each.
+    """Mix two similarities after scaling each.
 
     Args:
         image_similarity: Query image to each candidate's reference image, shape ``(C,)``.
         text_similarity: Query image to each candidate's text, shape ``(C,)``.
-        image_weight: Share of the image similarity, in [0, 1].
+        image_weight: Share of the image similarity in ``mean`` and ``harmonic``, in [0, 1].
+        scaling: Over the candidates.
+        fusion: How the two become one; ``product`` and ``harmonic`` take values below 0 for 0.
 
     Returns:
-        Scores in [0, 1], shape ``(C,)``.
+        Scores, shape ``(C,)``; in [0, 1] after min-max scaling.
     """
-    return image_weight * min_max(image_similarity) + (1 - image_weight) * min_max(text_similarity)
+    image, text = scale(image_similarity, scaling), scale(text_similarity, scaling)
+    if fusion == "mean":
+        mixed = image_weight * image + (1 - image_weight) * text
+    elif fusion == "max":
+        mixed = np.maximum(image, text)
+    elif fusion == "min":
+        mixed = np.minimum(image, text)
+    else:
+        image, text = np.maximum(image, 0), np.maximum(text, 0)
+        weighted = image_weight * text + (1 - image_weight) * image
+        divisor = np.where(weighted > 0, weighted, 1.0)
+        mixed = image * text if fusion == "product" else image * text / divisor
+    result: NDArray[np.float64] = mixed
+    return result
 
 
 def top_k(scores: NDArray[np.floating], k: int) -> list[int]:
@@ -68,6 +105,8 @@ def retrieve(
     texts: NDArray[np.floating],
     image_weight: float,
     k: int,
+    scaling: Scaling = "min-max",
+    fusion: Fusion = "mean",
 ) -> list[Hit]:
     """Find the candidates that look and read most like a query image.
 
@@ -77,6 +116,8 @@ def retrieve(
         texts: Embeddings of the candidates' texts, shape ``(C, D)``, L2-normalised, same order.
         image_weight: Share of the image similarity, in [0, 1].
         k: How many to return at most.
+        scaling: Of each similarity, over the candidates.
+        fusion: How the two similarities become one.
 
     Returns:
         Hits, best first; none when there are no candidates.
@@ -86,6 +127,6 @@ def retrieve(
     """
     if len(references) == 0:
         return []
-    scores = hybrid_scores(similarities(query, references), similarities(query, texts), image_weight)
+    scores = hybrid_scores(similarities(query, references), similarities(query, texts), image_weight, scaling, fusion)
     scores = np.round(scores, DECIMALS)
     return [Hit(index, float(scores[index])) for index in top_k(scores, k)]

@@ -258,10 +258,17 @@ def test_other_things_pictures_and_questions_are_refused_by_name(tmp_path: Path)
     with pytest.raises(EvaluationError, match=r"other pictures: .*0\.jpg and 0 more differ"):
         compare(tmp_path, one, Run(tmp_path / "changed", changed).speaker("x", ALL).finish())
     fewer = Catalog(concepts=CATALOG.concepts[:6])
-    with pytest.raises(
-        EvaluationError, match=r"base \(one\) and x \(fewer\): game \(listener\): .*2 items of 8 differ"
-    ):
+    with pytest.raises(EvaluationError, match=r"x \(fewer\) do not describe the same things: .*\(2 such concepts\)"):
         compare(tmp_path, one, Run(tmp_path / "fewer", fewer).speaker("x", ALL).finish())
+    elsewhere = Run(tmp_path / "elsewhere").speaker("x", ALL, ())
+    for ask in ("game", "recognition"):
+        elsewhere.evaluate("x", ask, ALL)
+    one_less = elsewhere.refs["evaluations"][0].path
+    lines = (one_less / "predictions.jsonl").read_text().splitlines(keepends=True)
+    files = {"metrics.json": (one_less / "metrics.json").read_text(), "predictions.jsonl": "".join(lines[:-2])}
+    elsewhere.refs["evaluations"][0] = elsewhere.publish("play-games", files)
+    with pytest.raises(EvaluationError, match=r"base \(one\) and x \(elsewhere\): game .*2 items of 8 differ"):
+        compare(tmp_path, one, elsewhere.finish())
 
 
 def test_what_is_no_finished_run_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.errors import ArtifactError
-from lewis_core.retrieval.hybrid import Hit, hybrid_scores, min_max, retrieve, similarities, top_k
+from lewis_core.retrieval.hybrid import Fusion, Hit, hybrid_scores, min_max, retrieve, similarities, top_k, z_score
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index, save_vectors
 
 
@@ -34,6 +34,38 @@ def test_min_max_of_equal_values_prefers_none() -> None:
 def test_scores_are_mixed_after_scaling(weight: float, expected: list[float]) -> None:
     image, text = np.array([0.9, 0.7, 0.8]), np.array([0.1, 0.5, 0.4])
     assert hybrid_scores(image, text, weight).tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "expected"),
+    [
+        # image scales to (1, 0, 0.5), text to (0, 1, 0.75)
+        pytest.param("max", [1, 1, 0.75], id="max"),
+        pytest.param("min", [0, 0, 0.5], id="min"),
+        pytest.param("product", [0, 0, 0.375], id="product"),
+        pytest.param("harmonic", [0, 0, 0.6], id="harmonic"),  # 1 / (½ / 0.5 + ½ / 0.75) = 0.6
+    ],
+)
+def test_other_ways_to_mix(fusion: Fusion, expected: list[float]) -> None:
+    image, text = np.array([0.9, 0.7, 0.8]), np.array([0.1, 0.5, 0.4])
+    assert hybrid_scores(image, text, 0.5, "min-max", fusion).tolist() == pytest.approx(expected)
+
+
+def test_harmonic_mean_weighs_and_nothing_times_nothing_is_nothing() -> None:
+    # image 0.5, text 0.75, a quarter of the image: 1 / (0.25 / 0.5 + 0.75 / 0.75) = 2/3
+    assert hybrid_scores(np.array([0.5, 0.0]), np.array([0.75, 0.0]), 0.25, "none", "harmonic").tolist() == (
+        pytest.approx([2 / 3, 0])
+    )
+    assert hybrid_scores(np.array([-0.5]), np.array([-0.5]), 0.5, "none", "product").tolist() == [0]
+
+
+def test_other_scalings_by_hand() -> None:
+    # mean 2, standard deviation √(2/3)
+    assert z_score(np.array([1.0, 2.0, 3.0])).tolist() == pytest.approx([-(1.5**0.5), 0, 1.5**0.5])
+    assert z_score(np.array([0.3, 0.3])).tolist() == [0, 0]
+    mixed = hybrid_scores(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0]), 0.75, "z-score")
+    assert mixed.tolist() == pytest.approx([-(1.5**0.5) / 2, 0, 1.5**0.5 / 2])
+    assert hybrid_scores(np.array([0.2]), np.array([0.4]), 0.5, "none").tolist() == pytest.approx([0.3])
 
 
 def test_top_k_breaks_ties_by_index() -> None:
