@@ -14,6 +14,8 @@ _DEFAULTS = {
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # threads that follow log files belong to no flow
     "PREFECT_LOGGING_EXTRA_LOGGERS": "lewis_core,tasks",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # tasks.tracking tries again itself, and nobody waits for it
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }

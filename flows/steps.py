@@ -128,7 +128,7 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, dataset=dataset, config=config)
     run.stop_services(keep=[ref for ref in evaluation_models(run) if ref == config.listener])
     numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
-    run.tracker.register_adapter(adapter, run.tracking_id(pipeline.TRAIN_SPEAKER), numbers)
+    run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers)
     return adapter
 
 

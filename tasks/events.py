@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from lewis_core import errors
 from lewis_core.errors import LewisError
 from lewis_core.reporting import parse_event
+from tasks.prometheus import RunGauges
 from tasks.tracking import StageTracker
 
 CORE_LINE = re.compile(r"^\d\d:\d\d:\d\d (INFO|WARNING|ERROR) (?:lewis_core|tasks)\S*: (.*)$")
@@ -88,6 +90,15 @@ def core_line(line: str) -> tuple[int, str] | None:
     return (level, str(found["message"])) if is_ours else None
 
 
+@dataclass(frozen=True)
+class Gauged:
+    """A stage among the numbers of its run."""
+
+    run: RunGauges
+    stage: str
+    label: str
+
+
 class StageEvents:
     """A :class:`~lewis_core.reporting.Reporter` for stages in this process, and the reader of a child's lines.
 
@@ -95,10 +106,13 @@ class StageEvents:
         title: Stage and what it is about, e.g. ``describe-concepts base``.
         log: Logger of the task run.
         tracked: The stage's MLflow run.
+        gauged: The stage's numbers for Prometheus.
     """
 
-    def __init__(self, title: str, log: "logging.Logger | logging.LoggerAdapter[Any]", tracked: StageTracker) -> None:
-        self._title, self._log, self._tracked = title, log, tracked
+    def __init__(
+        self, title: str, log: "logging.Logger | logging.LoggerAdapter[Any]", tracked: StageTracker, gauged: "Gauged"
+    ) -> None:
+        self._title, self._log, self._tracked, self._gauged = title, log, tracked, gauged
         self._progress = Progress(title, log)
         self.failure: LewisError | None = None
         """The error that a child process reported."""
@@ -142,6 +156,7 @@ class StageEvents:
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record numbers."""
         self._tracked.metrics(metrics, step)
+        self._gauged.run.metrics(self._gauged.stage, self._gauged.label, metrics, step)
 
     def log_artifact(self, path: Path) -> None:
         """Keep a file, once the stage is done: until then it lies in a folder that will be renamed."""
@@ -162,6 +177,7 @@ class StageEvents:
     def progress(self, done: int, total: int, unit: str) -> None:
         """Show how far the stage is."""
         self._progress.update(done, total, unit)
+        self._gauged.run.progress(self._gauged.stage, self._gauged.label, done, total, unit)
 
 
 def rebuild_error(name: str, message: str) -> LewisError:

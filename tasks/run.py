@@ -22,9 +22,11 @@ from lewis_core.errors import ConfigError
 from lewis_core.models.files import model_identity
 from lewis_core.stages import Stage, find_result, stage_key
 from tasks.gpus import GpuPool
+from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
 from tasks.processes import process_scope
 from tasks.replicas import ExternalService, Replicas, Service
+from tasks.prometheus import RunGauges
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker
@@ -41,10 +43,11 @@ class PipelineRun(Generic[ConfigT]):
     Args:
         config: Settings of the run.
         tracker: MLflow.
+        gauges: Prometheus.
     """
 
-    def __init__(self, config: ConfigT, tracker: Tracker) -> None:
-        self.config, self.tracker = config, tracker
+    def __init__(self, config: ConfigT, tracker: Tracker, gauges: RunGauges) -> None:
+        self.config, self.tracker, self.gauges = config, tracker, gauges
         self.id = run_id()
         """The flow run's id: in log lines, requests and metrics of everything that this run starts."""
         self.work_dir = work_dir = config.run.work_dir.absolute()
@@ -60,7 +63,7 @@ class PipelineRun(Generic[ConfigT]):
         """Seconds of each computed stage, by title."""
         self.requested: list[str] = []
         """Titles of all stages asked for, in order."""
-        self._run_ids: dict[str, str | None] = {}
+        self._run_keys: dict[str, str] = {}
         self._services: dict[str, Service] = {}
         self._forced: set[str] = set()
         self._lock = threading.Lock()
@@ -121,20 +124,20 @@ class PipelineRun(Generic[ConfigT]):
                 self.store.discard(stage.name, key)
         return stage_task(stage).with_options(result_storage=self.results_dir, refresh_cache=is_forced)
 
-    def computed(self, name: str, wall_s: float, run_id: str | None) -> None:
+    def computed(self, name: str, wall_s: float, run_key: str) -> None:
         """Note that a stage was computed in this run."""
         with self._lock:
             self.wall_s[name] = round(wall_s, 2)
-            self._run_ids[name] = run_id
+            self._run_keys[name] = run_key
 
     @property
     def cached(self) -> list[str]:
         """Titles of stages whose result was there."""
         return [name for name in self.requested if name not in self.wall_s]
 
-    def tracking_id(self, stage: Stage, label: str = "") -> str | None:
-        """MLflow run of a stage computed in this run."""
-        return self._run_ids.get(title(stage, label))
+    def tracking_key(self, stage: Stage, label: str = "") -> str | None:
+        """The tracker's name for the run of a stage computed in this run."""
+        return self._run_keys.get(title(stage, label))
 
     def service(self, role: str, ref: ModelRef) -> Service:
         """Offer a model behind HTTP; the same model is one service, whatever roles it has.
@@ -230,12 +233,13 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     tags = {
         "lewis.flow": flow,
         "lewis.settings_digest": digest_json(config.model_dump(mode="json", exclude={"run"})),
-        "prefect.flow_run_id": str(prefect_runtime.flow_run.id or ""),
-        "prefect.flow_run_name": str(prefect_runtime.flow_run.name or ""),
+        "lewis.run_id": run_id(),
+        **prefect_tags(),
     }
-    tracker = Tracker(config.run.tracking, work_dir, f"{config.run.name} {flow}", tags)
+    name = config.run.name
+    tracker = Tracker(config.run.tracking, work_dir, f"{name} {flow}", tags, name, show_mlflow_run)
     tracker.parent().params(config.model_dump(mode="json"))
-    run = PipelineRun(config, tracker)
+    run = PipelineRun(config, tracker, RunGauges(config.run.monitoring, name, run_id(), flow))
     status = "KILLED"
     try:
         with run_log(work_dir / "logs", run.id, config.run.log_format), process_scope():
@@ -255,3 +259,4 @@ def close(run: PipelineRun[ConfigT], status: str) -> None:
     parent.metrics({f"wall_s/{name.replace(' ', '/')}": wall_s for name, wall_s in run.wall_s.items()})
     parent.metrics({"cache_hits": len(run.cached), "computed": len(run.wall_s)})
     run.tracker.end(status)
+    run.gauges.close()

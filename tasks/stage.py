@@ -31,7 +31,7 @@ from lewis_core.errors import KilledError, ListenerUnavailableError, ProcessErro
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
 from lewis_core.threads import WAITING
-from tasks.events import StageEvents
+from tasks.events import Gauged, StageEvents
 from tasks.gpus import cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
 from tasks.policy import can_retry, grace_of, policy_of, timeout_of
@@ -168,7 +168,7 @@ def compute(
     started = time.monotonic()
     tags = {"stage": stage.name, "label": call.label, "stage_key": stage_key(stage, arguments)}
     with run.tracker.stage(name, tags) as tracked:
-        events = StageEvents(name, log, tracked)
+        events = StageEvents(name, log, tracked, Gauged(run.gauges, stage.name, call.label))
         if stage.isolated:
             ref = run_isolated(stage, arguments, values, run, events, environment)
         else:
@@ -176,7 +176,8 @@ def compute(
         events.finish(ref.path)
         wall_s = time.monotonic() - started
         track_result(tracked, stage, arguments, ref, wall_s)
-    run.computed(name, wall_s, tracked.run_id)
+    run.computed(name, wall_s, tracked.key)
+    run.gauges.finished(stage.name, call.label, wall_s)
     log.info("%s: done in %.1f s: %s", name, wall_s, short(ref.summary))
     return ref
 

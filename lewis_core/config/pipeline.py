@@ -51,6 +51,17 @@ class TrackingConfig(FrozenConfig):
     """Name under which adapters are registered; ``None`` registers nothing."""
 
 
+class MonitoringConfig(FrozenConfig):
+    """Numbers of running stages for Prometheus; by default nobody is told."""
+
+    textfile_dir: Path | None = None
+    """Folder of the node exporter's textfile collector; a run keeps one file in it while it is under way."""
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port of a small server with ``/metrics``, for as long as the run is under way."""
+    host: str = "127.0.0.1"
+    """Where that server listens."""
+
+
 class RunConfig(FrozenConfig):
     """Where a run keeps its files, and how its processes run."""
 
@@ -80,6 +91,8 @@ class RunConfig(FrozenConfig):
     lost; the checkpoint before it is not."""
     gpus: GpuConfig = GpuConfig()
     """GPUs of the machine, and how runs share them."""
+    monitoring: MonitoringConfig = MonitoringConfig()
+    """Numbers for Prometheus."""
     log_format: Literal["text", "json"] = "text"
     """Form of the logs of child processes and services. ``json``: one object a line, with the run's id, and a log of
     the whole run beside them, ``logs/run-<id>.jsonl``."""
