@@ -25,8 +25,8 @@ from tasks.gpus import GpuPool
 from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
 from tasks.processes import process_scope
-from tasks.replicas import ExternalService, Replicas, Service
 from tasks.prometheus import RunGauges
+from tasks.replicas import ExternalService, Replicas, Service
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker
