@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,11 +10,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+
+from flows.settings import load_settings
+from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.config.evaluation import Control, DescribeConfig, VqaConfig
+from lewis_core.descriptions.generate import describe
+from lewis_core.evaluation import game, identification, recognition, vqa
+from lewis_core.evaluation.io import build_subjects
+from lewis_core.evaluation.options import Index
+from lewis_core.prompts import prompt_set
+from lewis_core.records import Catalog, Database, load_record
+from lewis_core.report.runs import open_run
+from lewis_core.retrieval.vectors import load_embeddings, load_text_index
+from lewis_core.testing import FakeModel
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = "deployments/settings/pocket_smoke.toml"
@@ -134,3 +148,57 @@ def test_a_second_run_computes_nothing(workplace: Workplace, killed: float) -> N
     assert result["cache_hits"] > 20
     assert time.monotonic() - started < 60
     assert not list(workplace.folder.glob("store/*/.building-*"))
+
+
+@pytest.mark.parametrize("prompts", ["concise", "instruct"])
+def test_no_prompt_of_the_full_evaluation_holds_a_name_an_id_or_a_path(
+    workplace: Workplace, killed: float, prompts: str
+) -> None:
+    run = open_run(workplace.folder)
+    catalog = load_record(run.catalog.file("catalog.json"), Catalog)
+    words = {concept.name for concept in catalog.concepts} | {concept.id for concept in catalog.concepts}
+    forbidden = re.compile(
+        "|".join([rf"\b{re.escape(word)}\b" for word in words] + [r"\.jpg", r"\btrain/", r"\btest/"])
+    )
+    config = load_settings(ROOT / SETTINGS).evaluation
+    arms = [name for name in get_args(Control) if name not in {"always-A", "majority"}]
+    indexes = {manifest_of(ref)["database"]["digest"]: ref for ref in artifacts(workplace, "index-database")}
+    [embeddings] = artifacts(workplace, "embed-images")
+    for ref in run.databases:
+        model, database = FakeModel(), load_record(ref.file("database.json"), Database)
+        subjects, wording = build_subjects(database, catalog), prompt_set(prompts)
+        index = Index(*load_embeddings(embeddings), *load_text_index(indexes[ref.digest]))
+        describe(catalog.concepts, "anybody", model, wording, DescribeConfig())
+        game.play_rounds(game.build_rounds(subjects, index.images, index.image_rows, config.game), model)
+        for pool in ("category", "all"):
+            identify = config.identification.model_copy(update={"controls": arms, "pool": pool})
+            identification.identify(subjects, index, model, wording, identify)
+        recognise = config.recognition.model_copy(update={"controls": arms, "easy_negatives": "all"})
+        recognition.recognise(subjects, model, wording, recognise)
+        for show in ("description", "both"):
+            ask = VqaConfig(show=show, controls=tuple(arms))
+            vqa.answer_questions(vqa.build_questions(vqa.load_questions(run.catalog), subjects, ask), model, wording)
+        assert len(model.asked) > 1000
+        assert [text for text in model.asked if forbidden.search(text)] == []
+        assert any(subject.entry.description.detailed in text for subject in subjects for text in model.asked)
+
+
+def artifacts(workplace: Workplace, kind: str) -> list[ArtifactRef]:
+    store = ArtifactStore(workplace.folder / "store")
+    found = [store.find(kind, path.parent.name) for path in store.root.glob(f"{kind}/*/manifest.json")]
+    return [ref for ref in found if ref is not None]
+
+
+def manifest_of(ref: ArtifactRef) -> dict[str, Any]:
+    return ref.verify().arguments
+
+
+def test_a_finished_run_is_reported_again_by_compare(workplace: Workplace, killed: float) -> None:
+    out = workplace.folder / "comparison"
+    command = [sys.executable, "-m", "flows", "compare", str(workplace.folder), "--output", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["speakers"] == ["base", "trained"]
+    assert result["photos_missing"] == 0
+    assert "game/listener/accuracy" in result["tests"]["trained"]
