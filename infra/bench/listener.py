@@ -164,19 +164,20 @@ def run(recorder: Recorder, model: Any, folder: Path, options: Any) -> None:
 
     Args:
         recorder: Takes the times.
-        model: The listener, of random weights.
+        model: Our listener, of random weights; the other arms have a model of the same weights.
         folder: Where photos may be written.
         options: ``visual_tokens``, ``games``, ``candidates``, ``descriptions``, ``reference_pairs``.
     """
+    stock = world.build_model(options.size, world.build_processor(options.visual_tokens[0]), recorder.device)
     for tokens in options.visual_tokens:
-        _run(recorder, model, folder, options, tokens)
+        _run(recorder, model, stock, folder, options, tokens)
 
 
-def _run(recorder: Recorder, model: Any, folder: Path, options: Any, tokens: int) -> None:
+def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any, tokens: int) -> None:
     processor = world.build_processor(tokens)
     photos = world.write_photos(folder, options.games * options.candidates, tokens)
     games = world.make_games(photos, options.candidates, options.descriptions)
-    baselines, facade = Baselines(model, processor, folder), open_facade(model, processor, folder)
+    baselines, facade = Baselines(stock, processor, folder), open_facade(model, processor, folder)
     pairs = baselines.pairs(games)
     results: dict[str, list[float]] = {}
 
@@ -211,11 +212,11 @@ def _measure(
 
 
 def open_facade(model: Any, processor: Any, folder: Path, **options: Any) -> VisionLanguageModel:
-    """The product's model around random weights, as :func:`lewis_core.models.vlm.open_model` makes it."""
-    from lewis_core.models.attention import use_shared_prefix
+    """The product's model around random weights, as its loader makes it; ``model`` is changed."""
+    from lewis_core.models.loading import use_engine
     from lewis_core.models.shared_prefix import EngineOptions
 
-    use_shared_prefix(model)
+    use_engine(model)
     chosen = EngineOptions(cache_bytes=CACHE_BYTES, num_workers=8, **options)
     return VisionLanguageModel(model, processor, prompt_set("concise"), ImageFolder(folder), options=chosen)
 
