@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lewis_core.models.features import backbone
+from lewis_core.models.stacking import active_stack
 
 LEAST_HEAD = 16
 
@@ -39,6 +40,8 @@ def fuse(model: Any) -> int:
         for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp):
             if getattr(part, "_compiled_call_impl", None) is None:
                 changed += sum(_fuse_module(module, with_kernels) for module in part.modules())
+        if getattr(layer.post_attention_layernorm, "_compiled_call_impl", None) is None:
+            changed += _fuse_module(layer, with_kernels)
     return changed + _fuse_module(text.norm, with_kernels)
 
 
@@ -62,6 +65,8 @@ def _fuse_module(module: Any, with_kernels: bool) -> bool:
         forward = _adapted_forward
     elif with_kernels and hasattr(module, "variance_epsilon"):
         forward = _norm_forward
+    elif with_kernels and hasattr(module, "post_attention_layernorm"):
+        forward = _layer_forward
     elif with_kernels and hasattr(module, "gate_proj") and _is_silu(module.act_fn):
         forward = _mlp_forward
     elif with_kernels and hasattr(module, "q_proj") and is_power_of_two(module.head_dim):
@@ -114,6 +119,9 @@ class Adapted(torch.autograd.Function):
 
 
 def _adapted_forward(self: Any, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    if stack := active_stack(self):
+        [stacked] = stack(x)
+        return stacked
     names = [name for name in self.active_adapters if name in self.lora_A]
     base = self.base_layer
     is_plain = len(names) == 1 and not (self.disable_adapters or self.merged or arguments or keywords)
@@ -145,14 +153,34 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     if hidden_states.dtype != self.weight.dtype:
         own: Tensor = type(self).forward(self, hidden_states)
         return own
+    if not torch.is_grad_enabled() and hidden_states.is_cuda:
+        from lewis_core.models.kernels import add_norm
+
+        return add_norm(hidden_states, None, self.weight, self.variance_epsilon)[1]
     with torch.autocast(hidden_states.device.type, enabled=False):  # which would answer in float32
         return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+def _layer_forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
+    """A layer of all three architectures; without gradients, a sum and the norm of it are one pass."""
+    norm = self.post_attention_layernorm
+    if torch.is_grad_enabled() or hidden_states.dtype != norm.weight.dtype:
+        own: Tensor = type(self).forward(self, hidden_states, **arguments)
+        return own
+    from lewis_core.models.kernels import add_norm
+
+    attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
+    total, normed = add_norm(hidden_states, attended, norm.weight, norm.variance_epsilon)
+    out: Tensor = total + self.mlp(normed)
+    return out
 
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     from lewis_core.models.kernels import Gate
 
-    out: Tensor = self.down_proj(Gate.apply(self.gate_proj(x), self.up_proj(x)))
+    stack = active_stack(self)
+    gate, up = stack(x) if stack else (self.gate_proj(x), self.up_proj(x))
+    out: Tensor = self.down_proj(Gate.apply(gate, up))
     return out
 
 
@@ -177,7 +205,9 @@ def _attention_forward(
         )
         return own
     shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-    query, key, value = (part(hidden_states).view(shape) for part in (self.q_proj, self.k_proj, self.v_proj))
+    stack = active_stack(self)
+    parts = stack(hidden_states) if stack else [p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj)]
+    query, key, value = (part.view(shape) for part in parts)
     if hasattr(self, "q_norm"):
         query, key = self.q_norm(query), self.k_norm(key)
     query, key, value = (x.transpose(1, 2) for x in (*_rotate(query, key, *position_embeddings), value))
@@ -195,5 +225,6 @@ def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
     from lewis_core.models.kernels import Rotate
 
     cos, sin = (x.expand(query.shape[0], -1, -1).flatten(0, 1) for x in (cos, sin))
-    query, key = (Rotate.apply(x.flatten(0, 1), cos, sin).view_as(x) for x in (query, key))
+    rotated = Rotate.apply(query.flatten(0, 1), key.flatten(0, 1), cos, sin)
+    query, key = (x.view(shape) for x, shape in zip(rotated, (query.shape, key.shape), strict=True))
     return query, key

@@ -11,62 +11,82 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64
+KEYS = 32
 """Keys that are read at once."""
 HIDDEN = -1e30
 """Score of a key that must not be seen: finite, so that a block without visible keys stays a number."""
-PROGRAMS = 512
-"""Programs that a prompt's keys are spread over, about."""
+PROGRAMS = 128
+"""Programs that all prompts' keys are spread over, about: one for each of a large GPU's multiprocessors."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _turn(
+    x: tl.tensor, out: tl.tensor, c: tl.tensor, s: tl.tensor, token: tl.tensor, stride: tl.tensor,
+    heads: tl.constexpr, half: tl.constexpr, padded: tl.constexpr,
+) -> None:  # fmt: skip
+    head = tl.arange(0, padded)[:, None]
+    at = head * 2 * half + tl.arange(0, half)[None, :]
+    first = tl.load(x + token * stride + at, mask=head < heads, other=0.0).to(tl.float32)
+    second = tl.load(x + token * stride + at + half, mask=head < heads, other=0.0).to(tl.float32)
+    to = out + token * heads * 2 * half + at
+    tl.store(to, first * c - second * s, mask=head < heads)
+    tl.store(to + half, second * c + first * s, mask=head < heads)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rotate(
-    x: tl.tensor, out: tl.tensor, cos: tl.tensor, sin: tl.tensor, sign: tl.tensor,
-    heads: tl.constexpr, half: tl.constexpr, padded: tl.constexpr,
+    query: tl.tensor, key: tl.tensor, to_query: tl.tensor, to_key: tl.tensor, cos: tl.tensor, sin: tl.tensor,
+    sign: tl.tensor, query_stride: tl.tensor, key_stride: tl.tensor,
+    heads: tl.constexpr, groups: tl.constexpr, half: tl.constexpr, padded: tl.constexpr, padded_groups: tl.constexpr,
 ) -> None:  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, half)
     c = tl.load(cos + token * 2 * half + lanes).to(tl.float32)[None, :]
     s = tl.load(sin + token * 2 * half + lanes).to(tl.float32)[None, :] * sign
-    head = tl.arange(0, padded)[:, None]
-    at = token * heads * 2 * half + head * 2 * half + lanes[None, :]
-    first = tl.load(x + at, mask=head < heads, other=0.0).to(tl.float32)
-    second = tl.load(x + at + half, mask=head < heads, other=0.0).to(tl.float32)
-    tl.store(out + at, first * c - second * s, mask=head < heads)
-    tl.store(out + at + half, second * c + first * s, mask=head < heads)
+    _turn(query, to_query, c, s, token, query_stride, heads, half, padded)
+    _turn(key, to_key, c, s, token, key_stride, groups, half, padded_groups)
 
 
 class Rotate(torch.autograd.Function):
-    """Rotary position embedding of queries or keys.
+    """Rotary position embedding of queries and keys.
 
-    ``Rotate.apply(x, cos, sin)``: x (tokens, heads, head dim), cos and sin (tokens, head dim) whose halves are equal.
+    ``Rotate.apply(query, key, cos, sin)``: query (tokens, heads, head dim), key (tokens, key-value heads, head dim),
+    cos and sin (tokens, head dim) whose halves are equal.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Rotate."""
         ctx.save_for_backward(cos, sin)
-        return _launch_rotate(x.contiguous(), cos.contiguous(), sin.contiguous(), 1.0)
+        return _launch_rotate(query, key, cos, sin, 1.0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         """Rotate back."""
-        cos, sin = ctx.saved_tensors
-        return _launch_rotate(gradients[0].contiguous(), cos.contiguous(), sin.contiguous(), -1.0), None, None
+        (query, key), (cos, sin) = gradients, ctx.saved_tensors
+        return *_launch_rotate(query, key, cos, sin, -1.0), None, None
 
 
-def _launch_rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    out, (tokens, heads, size) = torch.empty_like(x), x.shape
-    _rotate[(tokens,)](x, out, cos, sin, sign, heads, size // 2, triton.next_power_of_2(heads))
-    return out
+def _launch_rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, sign: float) -> tuple[Tensor, Tensor]:
+    query, key = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (query, key))
+    (tokens, heads, size), groups = query.shape, key.shape[1]
+    out = tuple(torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (query, key))
+    _rotate[(tokens,)](
+        query, key, *out, cos.contiguous(), sin.contiguous(), sign, query.stride(0), key.stride(0),
+        heads, groups, size // 2, triton.next_power_of_2(heads), triton.next_power_of_2(groups),
+    )  # fmt: skip
+    return out[0], out[1]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _gate(gate: tl.tensor, up: tl.tensor, out: tl.tensor, count: tl.tensor, block: tl.constexpr) -> None:
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    g = tl.load(gate + at, mask=at < count, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=at < count, other=0.0).to(tl.float32)
-    tl.store(out + at, g * tl.sigmoid(g) * u, mask=at < count)
+def _gate(
+    gate: tl.tensor, up: tl.tensor, out: tl.tensor, gate_stride: tl.tensor, up_stride: tl.tensor, width: tl.tensor,
+    block: tl.constexpr,
+) -> None:  # fmt: skip
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    g = tl.load(gate + row * gate_stride + at, mask=at < width, other=0.0).to(tl.float32)
+    u = tl.load(up + row * up_stride + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, g * tl.sigmoid(g) * u, mask=at < width)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -84,28 +104,69 @@ def _gate_back(
 
 
 class Gate(torch.autograd.Function):
-    """``Gate.apply(gate, up)``: silu(gate) * up, of equal shapes."""
+    """``Gate.apply(gate, up)``: silu(gate) * up, of equal shapes (…, width)."""
 
     block = 2048
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         """Activate."""
-        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        out = torch.empty_like(gate)
-        _gate[(triton.cdiv(out.numel(), Gate.block),)](gate, up, out, out.numel(), Gate.block)
+        out = torch.empty(gate.shape, device=gate.device, dtype=gate.dtype)
+        width = gate.shape[-1]
+        gate, up = gate.flatten(0, -2), up.flatten(0, -2)
+        _gate[(len(gate), triton.cdiv(width, Gate.block))](
+            gate, up, out, gate.stride(0), up.stride(0), width, Gate.block
+        )
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
         """Both gradients in one pass."""
-        gate, up = ctx.saved_tensors
+        gate, up = (x.contiguous() for x in ctx.saved_tensors)
         to_gate, to_up, count = torch.empty_like(gate), torch.empty_like(up), gate.numel()
         _gate_back[(triton.cdiv(count, Gate.block),)](
             gradients[0].contiguous(), gate, up, to_gate, to_up, count, Gate.block
         )
         return to_gate, to_up
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add_norm(
+    x: tl.tensor, other: tl.tensor, weight: tl.tensor, total: tl.tensor, out: tl.tensor, x_stride: tl.tensor,
+    other_stride: tl.tensor, epsilon: tl.tensor, width: tl.tensor, adds: tl.constexpr, block: tl.constexpr,
+) -> None:  # fmt: skip
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    value = tl.load(x + row * x_stride + at, mask=at < width, other=0.0)
+    if adds:
+        value += tl.load(other + row * other_stride + at, mask=at < width, other=0.0)
+        tl.store(total + row * width + at, value, mask=at < width)
+    value = value.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / width + epsilon)
+    w = tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, value * scale * w, mask=at < width)
+
+
+def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Add, and norm the sum by its root mean square. Has no gradient.
+
+    Args:
+        x: (…, width)
+        other: Of the same shape; ``None``: nothing is added.
+        weight: (width,)
+        epsilon: Added to the mean square.
+
+    Returns:
+        The sum, and what the norm makes of it.
+    """
+    out = torch.empty(x.shape, device=x.device, dtype=x.dtype)
+    total, width = (x if other is None else torch.empty_like(out)), x.shape[-1]
+    rows, added = x.flatten(0, -2), (x if other is None else other).flatten(0, -2)
+    _add_norm[(len(rows),)](
+        rows, added, weight, total, out, rows.stride(0), added.stride(0), epsilon, width, other is not None,
+        triton.next_power_of_2(width), num_warps=8 if width > 1024 else 4,
+    )  # fmt: skip
+    return total, out
 
 
 # Decoding: the rows of a prompt read its keys and values once -------------------------------------------------------
@@ -156,7 +217,7 @@ def _attend_prompt(
 def _attend_own(
     query: tl.tensor, key: tl.tensor, value: tl.tensor, keys: tl.tensor, values: tl.tensor,
     steps: tl.tensor, sums: tl.tensor, tops: tl.tensor, totals: tl.tensor, out: tl.tensor,
-    scale: tl.tensor, length: tl.tensor, parts: tl.tensor,
+    scale: tl.tensor, length: tl.tensor, parts: tl.tensor, value_stride: tl.tensor,
     slots: tl.constexpr, groups: tl.constexpr, repeats: tl.constexpr, size: tl.constexpr,
     queries: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -170,7 +231,7 @@ def _attend_own(
     newest = tl.load(steps)
     base = (((row // slots) * groups + group) * slots + row % slots).to(tl.int64) * length
     k_new = tl.load(key + (row * groups + group).to(tl.int64) * size + lanes)
-    v_new = tl.load(value + (row * groups + group).to(tl.int64) * size + lanes)
+    v_new = tl.load(value + row.to(tl.int64) * value_stride + group * size + lanes)
     tl.store(keys + (base + newest) * size + lanes, k_new)
     tl.store(values + (base + newest) * size + lanes, v_new)
     top = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scale
@@ -225,7 +286,8 @@ def decode(
     Returns:
         As ``query``.
     """
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    query, key = query.contiguous(), key.contiguous()
+    value = value if value.stride()[1:] == (value.shape[2], 1) else value.contiguous()
     (rows, heads, size), (prompts, groups, length, _) = query.shape, prompt[0].shape
     slots, new_length, repeats = own[0].shape[2], own[0].shape[3], heads // groups
     queries = min(64, max(16, triton.next_power_of_2(slots * repeats)))
@@ -237,11 +299,11 @@ def decode(
     tops, totals = (torch.empty((rows, heads, parts), device=query.device, dtype=torch.float32) for _ in range(2))
     shape = {"slots": slots, "groups": groups, "repeats": repeats, "size": size, "block": KEYS}
     _attend_prompt[(prompts * groups, parts, pieces)](
-        query, *prompt, hidden, sums, tops, totals, scale, length, part, queries=queries, num_warps=8, **shape
+        query, *prompt, hidden, sums, tops, totals, scale, length, part, queries=queries, **shape
     )
     out = torch.empty_like(query)
     _attend_own[(rows, groups)](
-        query, key, value, *own, at, sums, tops, totals, out, scale, new_length, parts,
+        query, key, value, *own, at, sums, tops, totals, out, scale, new_length, parts, value.stride(0),
         queries=max(16, triton.next_power_of_2(repeats)), **shape,
     )  # fmt: skip
     return out

@@ -13,6 +13,7 @@ from lewis_core.models.continuation import Prompt
 from lewis_core.models.decoding import draw
 from lewis_core.models.fusing import Adapted, _mlp_forward, _norm_forward, fuse
 from lewis_core.models.packing import Group, last_logits, pack
+from lewis_core.models.stacking import stacks_of
 from lewis_core.testing import write_tiny_checkpoint
 
 
@@ -125,3 +126,35 @@ def test_draws_are_the_inverse_of_the_distribution(size: int) -> None:
     assert (mass > 0).all()
     assert (upper >= whole - 1e-9).all()
     assert (upper - mass <= whole + 1e-9).all()
+
+
+def test_stacked_layers_compute_what_each_computes(checkpoint: Path) -> None:
+    """Queries, keys and values with biases and adapters; weights move, and stay what they are and fit for training."""
+    model = adapted(checkpoint, lora_alpha=12)
+    text = model.get_base_model().model.language_model
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with torch.inference_mode():
+        stacks = stacks_of(text)
+    assert len(stacks) == 4 * len(text.layers)
+    assert [a is b for a, b in zip(stacks, stacks_of(text), strict=True)] == [True] * len(stacks)
+    x = torch.randn(2, 3, text.config.hidden_size, dtype=torch.float64)
+    with torch.inference_mode():
+        for stack in stacks[:1] + stacks[2:3]:
+            assert stack.refresh()
+            for found, layer in zip(stack(x), stack.layers, strict=True):
+                torch.testing.assert_close(found, layer(x))
+    logits, gradients = run(model)
+    assert gradients and logits.requires_grad
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    with model.disable_adapter():
+        assert not stacks[0].refresh()  # other adapters than it was made for
+    assert stacks[0].refresh()
+    text.layers[0].self_attn.q_proj.base_layer.weight.data = before[next(n for n in before if "q_proj.base" in n)]
+    assert not stacks[0].refresh()  # somebody has put another weight there
+    assert stacks_of(text)[0] is not stacks[0]
+
+
+def test_what_cannot_be_stacked_is_left_alone(checkpoint: Path) -> None:
+    assert stacks_of(adapted(checkpoint, use_dora=True).get_base_model().model.language_model) == []
+    plain = adapted(checkpoint).unload().model.language_model
+    assert len(stacks_of(plain)) == 2 * len(plain.layers)  # single layers without adapters gain nothing

@@ -35,15 +35,25 @@ def rotate(x):
     return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
 
 
-compare("rotation", lambda x: kernels.Rotate.apply(x, cos, sin), rotate, torch.randn(5, 3, 16, requires_grad=True))
-gates = (torch.randn(9, 301, requires_grad=True) for _ in range(2))
-compare("gate", kernels.Gate.apply, lambda gate, up: F.silu(gate) * up, *gates)
+wide = torch.randn(5, 5, 16, requires_grad=True)
+both = lambda turn: lambda x: torch.cat(turn(x[:, :3], x[:, 3:]), 1)  # parts of one tensor, with strides
+ours, plain = both(lambda q, k: kernels.Rotate.apply(q, k, cos, sin)), both(lambda *x: tuple(map(rotate, x)))
+compare("rotation", ours, plain, wide)
+wide = torch.randn(9, 2, 301, requires_grad=True)
+gated = lambda x: F.silu(x[:, 0]) * x[:, 1]
+compare("gate", lambda x: kernels.Gate.apply(x[:, 0], x[:, 1]), gated, wide)
+x, other, weight = torch.randn(2, 3, 40), torch.randn(2, 3, 50)[..., :40], torch.randn(40)
+for added in (None, other):
+    total, out = kernels.add_norm(x, added, weight, 1e-6)
+    expected = x if added is None else x + other
+    assert torch.equal(total, expected)
+    found[f"norm {added is None}"] = (out - F.rms_norm(expected, (40,), weight, 1e-6)).abs().max().item()
 
 repeats, size, length, room = 3, 16, 150, 128
 for prompts, groups, slots, at in ((2, 2, 1, 0), (2, 1, 2, 70), (1, 1, 24, 1)):
     rows = prompts * slots
     query = torch.randn(rows, groups * repeats, size)
-    key, value = torch.randn(2, rows, groups, size)
+    key, value = torch.randn(rows, groups, size), torch.randn(rows, groups + 1, size)[:, :groups]
     prompt = tuple(torch.randn(2, prompts, groups, length, size))
     own = tuple(torch.randn(2, prompts, groups, slots, room, size))
     hidden = torch.zeros(prompts, length)
@@ -69,5 +79,5 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert len(found) == 5
+    assert len(found) == 7
     assert max(found.values()) < 1e-5, found

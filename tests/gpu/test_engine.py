@@ -65,6 +65,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Family(tmp_path_factory.mktemp("gpu"), request.param)
 
 
+@pytest.fixture(autouse=True)
+def exact_products() -> None:
+    """No TF32, so that float32 can be compared."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture
 def whole_memory() -> Iterator[None]:
     yield
@@ -81,7 +88,7 @@ def test_loading_chooses_the_gpu_s_kernels(family: Family) -> None:
     assert all(block.attn.config._attn_implementation == IMAGE_ATTENTION for block in model.model.visual.blocks)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
     layer = model.model.language_model.layers[0]
-    parts = (layer.input_layernorm, layer.mlp, layer.self_attn)
+    parts = (layer, layer.input_layernorm, layer.mlp, layer.self_attn)
     assert has_kernels(model.model.language_model)
     assert all("forward" in vars(part) for part in parts)
 
@@ -119,7 +126,48 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     x = torch.randn(300, 28, 128, device="cuda", dtype=torch.bfloat16)
     first, second = x.float().chunk(2, -1)
     expected = x.float() * cos.float()[:, None] + torch.cat([-second, first], -1) * sin.float()[:, None]
-    torch.testing.assert_close(kernels.Rotate.apply(x, cos, sin).float(), expected, atol=0.05, rtol=0.01)
+    for found in kernels.Rotate.apply(x, x, cos, sin):
+        torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+    x, other, weight = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((300, 3584), (300, 3584), (3584,)))
+    total, found = kernels.add_norm(x, other, weight, 1e-6)
+    assert torch.equal(total, x + other)
+    expected = torch.nn.functional.rms_norm(total.float(), (3584,), weight.float(), 1e-6)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+
+
+def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family) -> None:
+    """Stacked products against every layer for itself; weights come back to the last bit."""
+    from peft import LoraConfig, get_peft_model
+
+    from lewis_core.models.sampling import Sampler, Sampling
+    from lewis_core.models.stacking import Stack
+
+    model, _ = family.load("bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    fuse(model)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    arguments = {"image_token_id": model.config.image_token_id, "pad_id": 0, "eos_ids": [], "banned": []}
+    prompts, rows = [Prompt([9, 3, 4, 5]), Prompt([9, 8])], [0, 0, 1]
+    sampling = [Sampling(8, 0.0, 0)] * 3
+    found = Sampler(model, **arguments).sample(prompts, rows, sampling)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    stacks = [stack for module in model.modules() if (stack := vars(module).get("stack"))]
+    assert len(stacks) == 4 * len(model.get_base_model().model.language_model.layers)
+    assert all(isinstance(stack, Stack) and not stack.is_active for stack in stacks)
+    for written, row in zip(found, rows, strict=True):
+        group = Group.of_completions(prompts[row], [torch.tensor(written.ids)])
+        with torch.no_grad():
+            packed = pack(model, [group], arguments["image_token_id"])
+            kept = packed.labels != IGNORE
+            logits = model(**packed.forward_arguments(model), logits_to_keep=kept).logits.float().view(8, -1)
+        expected = logits.log_softmax(-1).gather(1, packed.labels[kept][:, None])[:, 0].cpu()
+        torch.testing.assert_close(torch.tensor(written.logps), expected, atol=0.15, rtol=0)
 
 
 def test_a_step_s_kernel_writes_the_texts_of_plain_steps(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
