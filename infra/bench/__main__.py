@@ -41,6 +41,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--step-pairs", type=int, help="step: pairs that the reference's style is timed on; the rest is extrapolated"
     )
+    parser.add_argument("--step-tokens", type=int, nargs="+", help="step: of the visual tokens; all unless given")
     parser.add_argument("--stock-steps", type=int, default=1, help="whole steps of stock TRL")
     parser.add_argument("--reference-pairs", type=int, default=4, help="pairs that the reference's style is timed on")
     parser.add_argument("--most-descriptions", type=int, help="linear: largest G")
@@ -55,6 +56,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(found, name) is None:
             setattr(found, name, value)
+    found.step_tokens = found.step_tokens or found.visual_tokens
     if bad := [tokens for tokens in found.visual_tokens if round(tokens**0.5) ** 2 != tokens]:
         parser.error(f"--visual-tokens must be squares, found {bad}")
     if "all" in found.parts:

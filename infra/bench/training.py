@@ -50,7 +50,7 @@ def run(recorder: Recorder, folder: Path, options: Any, parts: tuple[str, ...] =
             bench = ArmBench(recorder, arm, folder, processor, photos, options)
             with recorder.section(f"{arm}, {tokens} visual tokens"):
                 for part, shape in (("update", update), ("reference", update), ("rollouts", step), ("step", step)):
-                    if part in parts:
+                    if part in parts and (part != "step" or tokens in options.step_tokens):
                         getattr(bench, part)(shape)
             del bench
 
