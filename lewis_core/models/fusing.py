@@ -164,7 +164,8 @@ def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
 def _layer_forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor:
     """A layer of all three architectures; without gradients, a sum and the norm of it are one pass."""
     norm = self.post_attention_layernorm
-    if torch.is_grad_enabled() or hidden_states.dtype != norm.weight.dtype:
+    is_spread = hasattr(norm.weight, "ds_id")  # by ZeRO-3, which gathers a module's weights when it is called
+    if torch.is_grad_enabled() or is_spread or hidden_states.dtype != norm.weight.dtype:
         own: Tensor = type(self).forward(self, hidden_states, **arguments)
         return own
     from lewis_core.models.kernels import add_norm

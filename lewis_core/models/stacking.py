@@ -132,8 +132,10 @@ def _places(layers: Sequence[Any]) -> list[tuple[int, str, int]]:
 
 
 def _can_stack(layer: Any) -> bool:
+    """Whether a layer is a plain one whose weight nobody else counts on: no optimizer (which trains it) may hold it."""
     base = _base(layer)
-    if type(base) is not nn.Linear or (base.weight.requires_grad and hasattr(layer, "lora_A")):
+    is_trained = isinstance(base, nn.Linear) and base.weight.requires_grad and not torch.is_inference_mode_enabled()
+    if type(base) is not nn.Linear or is_trained:
         return False
     if hasattr(base.weight, "ds_id"):  # spread over processes by ZeRO-3
         return False
