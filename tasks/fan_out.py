@@ -111,7 +111,7 @@ def _record(
     tags = {"stage": stage.name, "label": name, "stage_key": stage_key(stage, arguments), "ran_on": "ray"}
     with run.tracker.stage(name, tags) as tracked:
         track_result(tracked, stage, arguments, ref, wall_s)
-    run.computed(name, wall_s, tracked.run_id)
+    run.computed(name, wall_s, tracked.key)
 
 
 @contextlib.contextmanager
