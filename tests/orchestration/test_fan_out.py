@@ -48,10 +48,13 @@ def quiet_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     server = SubprocessASGIServer()
+    was_running = server.running
     server.start()
     with temporary_settings({PREFECT_API_URL: server.api_url}):
         yield
     ray.shutdown()
+    if not was_running:
+        server.stop()
 
 
 @needs_ray
