@@ -11,10 +11,11 @@ from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.evaluation.analyses.hallucination import load_reference
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import PipelineRun, pipeline_run
 
 
-@flow(name="analyse")
+@flow(name="analyse", **HOOKS)
 def analyse(config: PipelineConfig) -> JsonObject:
     """Look behind the evaluations of every speaker there is; evaluates those that were not evaluated yet."""
     with pipeline_run(config, "analyse") as run:

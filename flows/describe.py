@@ -5,10 +5,11 @@ from prefect import flow
 from flows import steps
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
-@flow(name="describe")
+@flow(name="describe", **HOOKS)
 def describe(config: PipelineConfig) -> JsonObject:
     """Let the base, the trained speaker (if these settings were trained) and others describe held-out concepts."""
     with pipeline_run(config, "describe") as run:

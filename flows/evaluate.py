@@ -7,10 +7,11 @@ from flows.analyse import analysis_paths, look_closer
 from flows.summary import pipeline_summary, publish
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
-@flow(name="evaluate")
+@flow(name="evaluate", **HOOKS)
 def evaluate(config: PipelineConfig) -> JsonObject:
     """Evaluate the base, the trained speaker (if it was trained with these settings) and others; build the report."""
     with pipeline_run(config, "evaluate") as run:

@@ -7,10 +7,11 @@ from flows.analyse import analysis_paths, look_closer
 from flows.summary import pipeline_summary, publish
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
-@flow(name="full-pipeline")
+@flow(name="full-pipeline", **HOOKS)
 def full_pipeline(config: PipelineConfig) -> JsonObject:
     """Play the whole Lewis game: photos, games, training against the listener, descriptions, evaluations, report."""
     with pipeline_run(config, "full-pipeline") as run:

@@ -6,10 +6,11 @@ from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef, digest_file
 from lewis_core.config.pipeline import ProcessDescriptionsConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import PipelineRun, pipeline_run
 
 
-@flow(name="process-descriptions")
+@flow(name="process-descriptions", **HOOKS)
 def process_descriptions(config: ProcessDescriptionsConfig) -> JsonObject:
     """Judge the descriptions of a file; if asked to, take state and location out of them and judge the result."""
     with pipeline_run(config, "process-descriptions") as run:

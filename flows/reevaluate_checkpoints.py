@@ -22,6 +22,7 @@ from lewis_core.evaluation.champion import deciding_number, deciding_test, is_be
 from lewis_core.evaluation.records import Comparison, PairedTest
 from lewis_core.records import JsonObject, load_record
 from tasks.checkpoints import Checkpoint, find_checkpoints
+from tasks.hooks import HOOKS
 from tasks.registry import Registry
 from tasks.run import PipelineRun, pipeline_run
 
@@ -40,7 +41,7 @@ class Verdict:
     """Whether the alias was moved."""
 
 
-@flow(name="reevaluate-checkpoints")
+@flow(name="reevaluate-checkpoints", **HOOKS)
 def reevaluate_checkpoints(config: PipelineConfig) -> JsonObject:
     """Evaluate every checkpoint that was not evaluated yet, compare it with the champion, and promote what is better.
 

@@ -5,10 +5,11 @@ from prefect import flow
 from flows import steps
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
-@flow(name="train-speaker")
+@flow(name="train-speaker", **HOOKS)
 def train_speaker(config: PipelineConfig) -> JsonObject:
     """Train the speaker with the Lewis game; prepares the data first unless that was done."""
     with pipeline_run(config, "train-speaker") as run:

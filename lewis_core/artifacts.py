@@ -73,6 +73,18 @@ class Manifest(Record):
     seal: str = ""
     """Digest of all other fields, so that a damaged manifest is not believed either."""
 
+    @property
+    def names(self) -> list[str]:
+        """Every file of the artifact, the manifest last.
+
+        Raises:
+            ArtifactError: If one of them would lie outside of the artifact.
+        """
+        found = [*self.files, PROVENANCE, MANIFEST]
+        if odd := [name for name in found if Path(name).is_absolute() or ".." in Path(name).parts]:
+            raise ArtifactError(f"the manifest of {self.kind} {self.key} names a file outside of it: {odd[0]!r}")
+        return found
+
     def expected_seal(self) -> str:
         """Digest of all fields but the seal."""
         return digest_json(self.model_dump(mode="json", exclude={"seal"}))
@@ -101,7 +113,7 @@ class ArtifactRef(Record):
         Raises:
             ArtifactError: If the folder, its manifest or a file is missing or was changed.
         """
-        manifest = _load_manifest(self.path)
+        manifest = load_manifest(self.path)
         if manifest.digest != self.digest:
             raise ArtifactError(
                 f"{self.path} now holds {manifest.digest[:12]}, not {self.digest[:12]}; run the stage again"
@@ -125,7 +137,12 @@ class ArtifactRef(Record):
         return path
 
 
-def _load_manifest(folder: Path) -> Manifest:
+def load_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an artifact's folder.
+
+    Raises:
+        ArtifactError: If it is missing, or was changed.
+    """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except FileNotFoundError as error:
@@ -167,7 +184,7 @@ class ArtifactStore:
         """Return a whole and unchanged artifact, or ``None``."""
         folder = self.place(kind, key)
         try:
-            manifest = _load_manifest(folder)
+            manifest = load_manifest(folder)
             if (manifest.kind, manifest.key) != (kind, key):
                 return None
             return ArtifactRef(kind=kind, key=key, digest=manifest.digest, path=folder, summary=manifest.summary)
@@ -236,14 +253,40 @@ class ArtifactStore:
             _sync(path)
         (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
         _sync(folder / MANIFEST)
+        place = self._move_in(folder, kind, key)
+        shutil.rmtree(self.root / "work" / f"{kind}-{key}", ignore_errors=True)
+        return ArtifactRef(kind=kind, key=key, digest=digest, path=place, summary=dict(summary))
+
+    def adopt(self, folder: Path, kind: str, key: str) -> ArtifactRef:
+        """Move a finished folder that came from elsewhere to its place, after checking every file of it.
+
+        Args:
+            folder: What :meth:`building` yielded, filled, with its manifest.
+            kind: What it has to be.
+            key: Its identity.
+
+        Returns:
+            Handle to the artifact.
+
+        Raises:
+            ArtifactError: If it is not whole, was changed, or is another artifact.
+        """
+        manifest = load_manifest(folder)
+        if (manifest.kind, manifest.key) != (kind, key):
+            raise ArtifactError(f"expected {kind} {key}, found {manifest.kind} {manifest.key}")
+        ArtifactRef(kind=kind, key=key, digest=manifest.digest, path=folder)
+        place = self._move_in(folder, kind, key)
+        return ArtifactRef(kind=kind, key=key, digest=manifest.digest, path=place, summary=manifest.summary)
+
+    def _move_in(self, folder: Path, kind: str, key: str) -> Path:
+        """Put a finished folder in its place, in one step; a damaged one that is there makes room."""
         place = self.place(kind, key)
         if place.exists():
             damaged = place.with_name(f".building-{key}-old-{uuid.uuid4().hex[:8]}")
             place.rename(damaged)
             shutil.rmtree(damaged, ignore_errors=True)
         folder.rename(place)
-        shutil.rmtree(self.root / "work" / f"{kind}-{key}", ignore_errors=True)
-        return ArtifactRef(kind=kind, key=key, digest=digest, path=place, summary=dict(summary))
+        return place
 
     def discard(self, kind: str, key: str) -> None:
         """Remove an artifact, so that its stage runs again."""

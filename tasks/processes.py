@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from lewis_core.errors import ProcessError
@@ -21,10 +22,26 @@ from lewis_core.errors import ProcessError
 logger = logging.getLogger(__name__)
 GUARD = Path(__file__).with_name("guard.py")
 TIMED_OUT = 124
-_live: dict["Process", None] = {}
 _lock = threading.Lock()
-_closing = threading.Event()
 LineHandler = Callable[[str], None]
+
+
+class Scope:
+    """Everything that one flow's body started."""
+
+    def __init__(self) -> None:
+        self.live: dict[Process, None] = {}
+        self.closing = threading.Event()
+
+
+_scope: ContextVar[Scope | None] = ContextVar("process_scope", default=None)
+_scopes: list[Scope] = [Scope()]
+"""Open scopes, the newest last; below them the last one that was closed, or what is started outside of any."""
+
+
+def _current_scope() -> Scope:
+    """The scope of this thread's flow; threads that know of none belong to the newest."""
+    return _scope.get() or _scopes[-1]
 
 
 class Process:
@@ -60,8 +77,9 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
         self._offset = log.stat().st_size
+        self._scope = _current_scope() if is_scoped else None
         with _lock:
-            if is_scoped and _closing.is_set():
+            if self._scope is not None and self._scope.closing.is_set():
                 raise ProcessError(name, 128 + 15, ["not started: the flow is ending"])
             self._popen = subprocess.Popen(
                 [sys.executable, "-S", "-E", str(GUARD), str(grace_s), str(log), *argv],
@@ -71,8 +89,8 @@ class Process:
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
                 start_new_session=True,
             )
-            if is_scoped:
-                _live[self] = None
+            if self._scope is not None:
+                self._scope.live[self] = None
         self._follower = threading.Thread(target=self._follow, name=f"follow-{name}", daemon=True)
         self._follower.start()
 
@@ -124,7 +142,8 @@ class Process:
         if threading.current_thread() is not self._follower:
             self._follower.join(10)
         with _lock:
-            _live.pop(self, None)
+            if self._scope is not None:
+                self._scope.live.pop(self, None)
 
     def _follow(self) -> None:
         part = b""
@@ -159,21 +178,28 @@ class Process:
 
 @contextlib.contextmanager
 def process_scope() -> Iterator[None]:
-    """Scope of a flow's body: whatever ends it ends every process that it started."""
-    _closing.clear()
+    """Scope of a flow's body: whatever ends it ends every process that it started, and no other flow's."""
+    scope = Scope()
+    with _lock:
+        _scopes.append(scope)
+    token = _scope.set(scope)
     try:
         yield
     finally:
-        _closing.set()
+        _scope.reset(token)
+        scope.closing.set()
         with _lock:
-            left = list(_live)
+            left = list(scope.live)
+            _scopes.remove(scope)
+            if len(_scopes) == 1:
+                _scopes[0] = scope  # a thread that comes late starts nothing more
         for process in reversed(left):  # what was started last may still need what was started before
             process.stop()
 
 
 def is_closing() -> bool:
     """Whether the flow is being torn down."""
-    return _closing.is_set()
+    return _current_scope().closing.is_set()
 
 
 def run_process(

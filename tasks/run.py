@@ -21,10 +21,10 @@ from lewis_core.correlation import run_id, set_run
 from lewis_core.errors import ConfigError
 from lewis_core.models.files import model_identity
 from lewis_core.stages import Stage, find_result, stage_key
-from tasks.fan_out import map_on_ray
 from tasks.gpus import GpuPool
 from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
+from tasks.mirror import Mirror
 from tasks.processes import process_scope
 from tasks.prometheus import RunGauges
 from tasks.replicas import ExternalService, Replicas, Service
@@ -54,6 +54,7 @@ class PipelineRun(Generic[ConfigT]):
         self.work_dir = work_dir = config.run.work_dir.absolute()
         self.gpus = GpuPool(config.run.gpus, has_gpu(config.run.runtime))
         self.store = ArtifactStore(work_dir / "store")
+        self.mirror = Mirror(config.run.storage, self.store)
         self.log_dir = work_dir / "logs"
         self.results_dir = work_dir / "results"
         self.results_dir.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ class PipelineRun(Generic[ConfigT]):
         return prepared.submit(arguments, Opaque(StageCall(self, label, service)))
 
     def map(self, stage: Stage, /, over: str, values: Sequence[str], **arguments: object) -> list[ArtifactRef]:
-        """Run a stage once for each value of one argument, on threads or on a Ray cluster (``run.fan_out``).
+        """Run a stage once for each value of one argument.
 
         Args:
             stage: Which.
@@ -108,14 +109,13 @@ class PipelineRun(Generic[ConfigT]):
         task = stage_task(stage)
         for value, call in zip(values, calls, strict=True):
             task = self._prepare(stage, value, call)
-        if self.config.run.fan_out == "ray":
-            return map_on_ray(self, stage, values, calls)
         opaques = [Opaque(StageCall(self, value)) for value in values]
         return list(task.map(calls, opaques).result()) if calls else []
 
     def find(self, stage: Stage, /, **arguments: object) -> ArtifactRef | None:
-        """Return a stage's artifact if it is there, without running anything."""
-        return find_result(stage, self.store, arguments)
+        """Return a stage's artifact if it is there, or in its second home, without running anything."""
+        found = find_result(stage, self.store, arguments)
+        return found if found is not None else self.mirror.fetch(stage.name, stage_key(stage, arguments))
 
     def _prepare(self, stage: Stage, label: str, arguments: Mapping[str, object]) -> "Task[..., ArtifactRef]":
         name, key = title(stage, label), stage_key(stage, arguments)
@@ -261,5 +261,6 @@ def close(run: PipelineRun[ConfigT], status: str) -> None:
     parent.tags({f"cached.{number:02d}": name for number, name in enumerate(run.cached)})
     parent.metrics({f"wall_s/{name.replace(' ', '/')}": wall_s for name, wall_s in run.wall_s.items()})
     parent.metrics({"cache_hits": len(run.cached), "computed": len(run.wall_s)})
+    run.mirror.close()
     run.tracker.end(status)
     run.gauges.close()

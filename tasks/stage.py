@@ -144,7 +144,7 @@ def perform_stage(stage: Stage, arguments: Mapping[str, object], call: StageCall
     lock = run.store.root / "locks" / f"turn-{stage.name}-{stage_key(stage, arguments)}.lock"
     while True:
         with turn(lock, name):  # another run may be at it: wait until it is done
-            found = find_result(stage, run.store, arguments)
+            found = run.find(stage, **arguments)
         if found is not None:
             get_run_logger().info("%s: nothing to do, %s is there", name, found.path)
             return found
@@ -177,6 +177,7 @@ def compute(
         wall_s = time.monotonic() - started
         track_result(tracked, stage, arguments, ref, wall_s)
     run.computed(name, wall_s, tracked.key)
+    run.mirror.push(ref)
     run.gauges.finished(stage.name, call.label, wall_s)
     log.info("%s: done in %.1f s: %s", name, wall_s, short(ref.summary))
     return ref

@@ -90,7 +90,8 @@ def register(stack: Stack) -> None:
     ]
     prefect(stack, *pool)
     prefect(stack, "deploy", "--prefect-file", DEPLOYMENTS, "--all")
-    say("          work pool and deployments are registered")
+    run_python(stack, "deployments.automations")
+    say("          work pool, deployments and automations are registered")
 
 
 def prefect(stack: Stack, *words: str) -> None:
@@ -99,11 +100,20 @@ def prefect(stack: Stack, *words: str) -> None:
     Raises:
         StackError: If it fails.
     """
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+    run_python(stack, "prefect", "--no-prompt", *words)
+
+
+def run_python(stack: Stack, module: str, *words: str) -> None:
+    """Run a module as a program against the stack.
+
+    Raises:
+        StackError: If it fails.
+    """
+    command = [sys.executable, "-m", module, *words]
     env = {**os.environ, **stack.client_env()}
     ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
     if ran.returncode != 0:
-        raise StackError(f"`prefect {' '.join(words)}` failed:\n{ran.stdout}{ran.stderr}")
+        raise StackError(f"`{' '.join((module, *words))}` failed:\n{ran.stdout}{ran.stderr}")
 
 
 def down(stack: Stack, keeper: Keeper) -> int:

@@ -22,6 +22,7 @@ from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, Repor
 from lewis_core.config.gpus import GpuConfig
 from lewis_core.config.processing import ProcessingConfig
 from lewis_core.config.reevaluation import ReevaluationConfig
+from lewis_core.config.storage import StorageConfig
 from lewis_core.config.training import TrainSpeakerConfig
 
 NamesT = TypeVar("NamesT", tuple[str, ...], dict[str, float])
@@ -80,12 +81,6 @@ class RunConfig(FrozenConfig):
     services: dict[str, tuple[str, ...]] = {}
     """Services that are started elsewhere, by role: ``listener = ["http://gpu-1:9000", "http://gpu-2:9000"]``. Several
     are replicas of each other. They must serve the model that the settings name for the role."""
-    fan_out: Literal["threads", "ray"] = "threads"
-    """Where stages run that are mapped over categories: on this machine's threads, or on a Ray cluster (extra ``ray``).
-    The result is the same."""
-    ray_address: str | None = None
-    """Ray cluster, such as ``ray://head:10001``, whose machines see the work folder and the photos under the same
-    paths; ``None``: one is started on this machine for as long as it is needed."""
     listener_start_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait until a model service is ready."""
     stage_timeout_s: float | None = Field(default=None, gt=0)
@@ -95,6 +90,8 @@ class RunConfig(FrozenConfig):
     training_grace_s: float = Field(default=120.0, ge=0)
     """Longest time that training gets, when it is stopped, to finish its step and save it. A step that takes longer is
     lost; the checkpoint before it is not."""
+    storage: StorageConfig = StorageConfig()
+    """A second home of finished artifacts, e.g. in S3."""
     gpus: GpuConfig = GpuConfig()
     """GPUs of the machine, and how runs share them."""
     monitoring: MonitoringConfig = MonitoringConfig()

@@ -48,20 +48,6 @@ def double(source: ArtifactRef, config: CountConfig, output_dir: Path, reporter:
     return {"number": number}
 
 
-def write(name: str, config: CountConfig, output_dir: Path, data_root: Path) -> JsonObject:
-    """Write a name."""
-    note(config, name)
-    (output_dir / "name.txt").write_text(f"{name} {config.number}")
-    return {"length": len(name)}
-
-
-def refuse_one(name: str, config: CountConfig, output_dir: Path) -> JsonObject:
-    """Fail for one of several values."""
-    if name == "bad":
-        raise CatalogError(f"no photos of {name}")
-    return {"number": config.number}
-
-
 def refuse(config: CountConfig, output_dir: Path) -> JsonObject:
     """Fail as a stage fails on bad input."""
     note(config, "refuse")
@@ -84,6 +70,21 @@ def be_killed_once(config: CountConfig, output_dir: Path) -> JsonObject:
         os.kill(os.getpid(), signal.SIGKILL)
     (output_dir / "ok.txt").write_text("ok")
     return {}
+
+
+def see_gpus(config: CountConfig, output_dir: Path) -> JsonObject:
+    """Say which GPUs this process may use."""
+    note(config, os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    (output_dir / "ok.txt").write_text("ok")
+    return {}
+
+
+def count_slowly(config: CountConfig, output_dir: Path) -> JsonObject:
+    """Write a number, after two seconds."""
+    note(config, "count slowly")
+    time.sleep(2)
+    (output_dir / "number.txt").write_text(str(config.number))
+    return {"number": config.number}
 
 
 def hang(config: CountConfig, output_dir: Path) -> JsonObject:

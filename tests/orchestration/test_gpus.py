@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
-def no_flow_is_ending() -> None:
+def no_flow_is_ending() -> Iterator[None]:
     """Waiting ends when a flow ends; so none must be ending."""
     with process_scope():
-        pass
-    from tasks import processes
-
-    processes._closing.clear()
+        yield
 
 
 def pool(folder: Path, ids: tuple[int, ...] = (0, 1), **settings: object) -> GpuPool:
@@ -55,14 +54,24 @@ def test_a_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_with_the_flow(tmp_path: Path) -> None:
-    from tasks import processes
-
     held = try_lock(tmp_path / "lock")
     assert held is not None
-    processes._closing.set()
-    with pytest.raises(ProcessError, match="the flow is ending"), turn(tmp_path / "lock", "late"):
-        pass
+    failures: list[str] = []
+
+    def wait() -> None:
+        try:
+            with turn(tmp_path / "lock", "late"):
+                pass
+        except ProcessError as error:
+            failures.append(str(error))
+
+    with process_scope():
+        thread = threading.Thread(target=copy_context().run, args=(wait,))
+        thread.start()
+        time.sleep(0.1)
+    thread.join(30)
     held.close()
+    assert ["the flow is ending" in failure for failure in failures] == [True]
 
 
 def test_kill_9_of_a_holder_gives_everything_back(tmp_path: Path) -> None:

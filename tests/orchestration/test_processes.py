@@ -5,15 +5,17 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import copy_context
 from pathlib import Path
 
 import psutil
 import pytest
 
 from lewis_core.errors import ProcessError
-from tasks.processes import Process, process_scope, run_process
+from tasks.processes import Process, is_closing, process_scope, run_process
 
 PYTHON = [sys.executable, "-S", "-c"]
 
@@ -99,10 +101,11 @@ def test_the_scope_ends_what_is_left_and_starts_nothing_more(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt), process_scope():
         process = Process("sleep", [*PYTHON, "import time; time.sleep(99)"], tmp_path / "log")
         assert process.is_alive
+        late = copy_context()  # as a thread of the flow has it, which lives on for a while
         raise KeyboardInterrupt
     assert not process.is_alive
     with pytest.raises(ProcessError, match="the flow is ending"):
-        Process("late", [*PYTHON, "pass"], tmp_path / "log")
+        late.run(Process, "late", [*PYTHON, "pass"], tmp_path / "log")
     with process_scope():
         run_process("again", [*PYTHON, "pass"], tmp_path / "log")
 
@@ -137,3 +140,21 @@ def test_nothing_outlives_a_killed_parent(tmp_path: Path, number: signal.Signals
     finally:
         for pid in running(marker):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_flow_that_ends_leaves_another_s_processes_alone(tmp_path: Path) -> None:
+    with process_scope():
+        kept = Process("sleep", [*PYTHON, "import time; time.sleep(99)"], tmp_path / "log")
+
+        def other_flow() -> Process:
+            with process_scope():
+                process = Process("sleep", [*PYTHON, "import time; time.sleep(99)"], tmp_path / "log2")
+            return process
+
+        ended: list[Process] = []
+        thread = threading.Thread(target=lambda: ended.append(other_flow()))
+        thread.start()
+        thread.join()
+        assert not ended[0].is_alive
+        assert kept.is_alive and not is_closing()
+    assert not kept.is_alive

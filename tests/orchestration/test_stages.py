@@ -1,5 +1,6 @@
 """Stages as Prefect tasks: cache, damage, force, retries, errors, tracking."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -10,9 +11,11 @@ from lewis_core import stages
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.evaluation import SpeakerRef
+from lewis_core.config.gpus import GpuConfig
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.errors import CatalogError, LewisError, ProcessError
 from lewis_core.stages import Stage
+from tasks.gpus import GpuPool
 from tasks.run import pipeline_run
 from tasks.services import ModelService
 from tests.orchestration.stand_ins import CountConfig, stand_in_command
@@ -188,6 +191,40 @@ def test_a_stage_that_takes_too_long_is_ended(config: PipelineConfig, log: Path)
         hanging()
     if log.exists():  # a slow machine may not have come that far
         assert not psutil.pid_exists(int(log.read_text()))
+
+
+def test_two_identical_runs_at_once_do_the_work_once(config: PipelineConfig, log: Path) -> None:
+    """The second waits for the first and takes its result."""
+
+    @flow(name="same")
+    def same() -> dict[str, object]:
+        with pipeline_run(config, "same") as run:
+            stage = Stage("slow", "tests.orchestration.stand_ins:count_slowly", isolated=True)
+            return {"ref": run.stage(stage, config=CountConfig(log=str(log))), **run.facts()}
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: same(), range(2))
+    assert first["ref"] == second["ref"]
+    assert sorted([first["computed"], second["computed"]]) == [0, 1]
+    assert log.read_text() == "count slowly\n"
+
+
+def test_a_stage_sees_the_gpus_that_it_was_given_and_no_others(
+    config: PipelineConfig, log: Path, tmp_path: Path
+) -> None:
+    """The other GPU is in use; the name of the stage says that it computes on one."""
+    gpus = GpuConfig(ids=(4, 5), lock_dir=tmp_path / "gpus")
+    run_config = config.run.model_copy(update={"gpus": gpus, "runtime": Runtime(device="cuda")})
+    stage = Stage("embed-images", "tests.orchestration.stand_ins:see_gpus", isolated=True)
+
+    @flow(name="seeing")
+    def seeing() -> None:
+        with pipeline_run(config.model_copy(update={"run": run_config}), "seeing") as run:
+            run.stage(stage, config=CountConfig(log=str(log)))
+
+    with GpuPool(gpus, is_used=True).lease(1, "another run") as taken:
+        seeing()
+    assert (taken, log.read_text()) == (("4",), "5\n")
 
 
 def test_runs_are_tracked_and_nested(config: PipelineConfig, log: Path) -> None:
