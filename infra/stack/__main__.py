@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from infra.stack.parts import Stack, env_file
+from infra.stack.parts import Stack, ask_prefect, env_file
 from infra.stack.processes import Keeper, StackError, descendants
 from infra.stack.settings import ROOT, StackSettings
 
@@ -137,8 +137,8 @@ def runs_of_worker(stack: Stack, keeper: Keeper) -> list[str]:
     pids = {str(process.pid) for process in descendants(worker)}
     wanted = {"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}}
     with suppress(httpx.HTTPError):
-        found = httpx.post(f"{stack.settings.prefect_api}/flow_runs/filter", json=wanted, timeout=10, trust_env=False)
-        return [run["id"] for run in found.json() if str(run.get("infrastructure_pid")).rpartition(":")[2] in pids]
+        found = ask_prefect(stack.settings.prefect_api, "/flow_runs/filter", wanted)
+        return [run["id"] for run in found if str(run.get("infrastructure_pid")).rpartition(":")[2] in pids]
     return []
 
 
@@ -146,11 +146,11 @@ def mark_crashed(stack: Stack, runs: Sequence[str]) -> None:
     """Say of runs that ended with the worker what became of them."""
     for run in runs:
         state = {"type": "CRASHED", "name": "Crashed", "message": STOPPED.format(run)}
-        address = f"{stack.settings.prefect_api}/flow_runs/{run}"
         with suppress(httpx.HTTPError):
-            now = httpx.get(address, timeout=10, trust_env=False).json()["state"]["type"]
+            now = ask_prefect(stack.settings.prefect_api, f"/flow_runs/{run}")["state"]["type"]
             if now in {"RUNNING", "PENDING", "CANCELLING"}:
-                httpx.post(f"{address}/set_state", json={"state": state, "force": True}, timeout=10, trust_env=False)
+                body = {"state": state, "force": True}
+                ask_prefect(stack.settings.prefect_api, f"/flow_runs/{run}/set_state", body)
                 say(f"          run {run} was ended; prefect flow-run retry {run} goes on with it")
 
 

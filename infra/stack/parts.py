@@ -1,9 +1,11 @@
 """What the stack consists of."""
 
+import os
 import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -124,15 +126,27 @@ def answers(url: str) -> Callable[[], bool]:
     return check
 
 
+def ask_prefect(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Ask Prefect's API: with a body by POST, else by GET; with the password of PREFECT_API_AUTH_STRING if it is set.
+
+    Raises:
+        httpx.HTTPError: If there is no answer, or one that is an error.
+    """
+    user, colon, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    auth = (user, password) if colon else None
+    method = "GET" if body is None else "POST"
+    with httpx.Client(auth=auth, timeout=10.0, trust_env=False) as client:
+        answer = client.request(method, f"{api}{path}", json=body)
+    return answer.raise_for_status().json()
+
+
 def is_online(api: str, pool: str, worker: str) -> bool:
     """Whether Prefect hears a worker's heartbeat."""
     try:
-        found = httpx.post(f"{api}/work_pools/{pool}/workers/filter", json={}, timeout=5.0, trust_env=False)
+        found = ask_prefect(api, f"/work_pools/{pool}/workers/filter", {})
     except httpx.HTTPError:
         return False
-    if found.status_code != httpx.codes.OK:
-        return False
-    return any(one["name"] == worker and one["status"] == "ONLINE" for one in found.json())
+    return any(one["name"] == worker and one["status"] == "ONLINE" for one in found)
 
 
 def env_file(stack: Stack) -> Path:

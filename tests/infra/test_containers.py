@@ -133,5 +133,7 @@ def test_prometheus_asks_services_that_exist() -> None:
     targets = {t for job in content["scrape_configs"] for static in job["static_configs"] for t in static["targets"]}
     for target in targets - {"127.0.0.1:9090"}:
         host, _, port = target.partition(":")
-        published = [mapping.rpartition(":")[2] for mapping in COMPOSE["services"][host].get("ports", [])]
-        assert port in published, target
+        assert host in COMPOSE["services"], target
+        if host != "worker":  # where runs listen is in their settings
+            published = [mapping.rpartition(":")[2] for mapping in COMPOSE["services"][host]["ports"]]
+            assert port in published, target

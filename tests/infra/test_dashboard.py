@@ -9,9 +9,11 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from lewis_core.config.pipeline import MonitoringConfig
 from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.listener.service import create_app
 from lewis_core.testing import FakeModel
+from tasks.prometheus import RunGauges
 from tests.infra.manifests import INFRA, dashboard
 
 OF_PROMETHEUS = {"up"}
@@ -22,7 +24,8 @@ def queries() -> Iterator[tuple[str, str]]:
     """Title of a panel and one of its queries, with Grafana's variables replaced."""
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", []):
-            yield panel["title"], target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
+            expression = target["expr"].replace("$__rate_interval", "1m")
+            yield panel["title"], re.sub(r"\$(instance|run)\b", ".*", expression)
 
 
 def metrics_in(expression: promql_parser.Expr) -> set[str]:
@@ -39,15 +42,24 @@ class Keeps(FakeModel):
 
 
 @pytest.fixture(scope="module")
-def served() -> dict[str, str]:
-    """Type of every metric that the service shows, by name."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Type of every metric that the service and a run show, by name."""
+    gauges = RunGauges(
+        MonitoringConfig(textfile_dir=tmp_path_factory.mktemp("metrics")), "pocket", "id", "full-pipeline"
+    )
+    gauges.metrics("train-speaker", "", {"reward": 0.5}, 1)
+    gauges.progress("train-speaker", "", 1, 2, "steps")
+    gauges.finished("embed-images", "", 1.0)
+    file = next(tmp_path_factory.getbasetemp().glob("metrics*/*.prom"))
+    of_runs = file.read_text(encoding="utf-8")
+    gauges.close()
     with TestClient(create_app(Keeps, model_name="fake")) as client:
         deadline = time.monotonic() + 30
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         text = client.get("/metrics").text
-    return dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, flags=re.MULTILINE))
+    return dict(re.findall(r"^# TYPE (\w+) (\w+)$", text + of_runs, flags=re.MULTILINE))
 
 
 def base_name(metric: str, served: dict[str, str]) -> str:
