@@ -185,3 +185,13 @@ def test_no_part_shows_a_password_or_leaves_this_machine(tmp_path: Path, monkeyp
         assert secret not in shown
         assert "0.0.0.0" not in shown
         assert part.port is None or "127.0.0.1" in " ".join(part.command) or part.name == "listener"
+
+
+def test_every_setting_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "infra/docs/production.md").read_text(encoding="utf-8")
+    for name, field in StackSettings.model_fields.items():
+        row = next((line for line in page.splitlines() if f"`LEWIS_STACK_{name.upper()}`" in line), None)
+        assert row is not None, name
+        default = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+        assert f"| `{default}` |" in row, f"{name}: {row}"
+        assert field.description, name
