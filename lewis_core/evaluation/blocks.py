@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 from lewis_core.errors import EvaluationError, ImageError, ListenerBusyError, ListenerError, ListenerUnavailableError
 
 logger = logging.getLogger(__name__)
-FIRST_BLOCK, LARGEST_BLOCK = 256, 8192
+FIRST_BLOCK, LARGEST_BLOCK = 16, 8192
 """Rows (questions, or pairs of image and description) of the first block and of the largest."""
 QUICK_S, SLOW_S = 1.0, 4.0
 """Blocks that take less than the first grow, those that take more than the second shrink."""

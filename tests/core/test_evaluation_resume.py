@@ -154,7 +154,7 @@ def test_one_bad_item_costs_few_calls_and_only_itself() -> None:
     replies = list(put_in_blocks(ask, list(range(200)), [1] * 200))
     assert replies[77] == Refused("http://x answered 422: 77")
     assert [reply for index, reply in enumerate(replies) if index != 77] == [10 * n for n in range(200) if n != 77]
-    assert len(calls) <= 1 + 2 * 8  # halves of 200 down to one
+    assert len(calls) <= 4 + 2 * 6  # blocks of 16, 32, 64 and 88, of which the third is halved down to one
 
 
 def test_blocks_grow_while_they_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +165,12 @@ def test_blocks_grow_while_they_are_quick(monkeypatch: pytest.MonkeyPatch) -> No
         return units
 
     assert list(put_in_blocks(ask, list(range(2000)), [1] * 2000)) == list(range(2000))
-    assert sizes[:3] == [256, 512, 1024]
+    assert sizes[:7] == [16, 32, 64, 128, 256, 512, 992]
     sizes.clear()
-    clock = iter(range(0, 1000, 5))  # every block seems to take five seconds
+    clock = iter(range(0, 10_000, 5))  # every block seems to take five seconds
     monkeypatch.setattr(blocks.time, "monotonic", lambda: next(clock))
     assert list(put_in_blocks(ask, list(range(2000)), [1] * 2000)) == list(range(2000))
-    assert set(sizes[:-1]) == {256}
+    assert set(sizes[:-1]) == {16}
     sizes.clear()
     list(put_in_blocks(ask, [1, 2], [1000, 1000]))
     assert sizes == [1, 1]  # an item larger than a block is asked alone
