@@ -15,7 +15,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
 from lewis_core.config.evaluation import SpeakerRef, VqaConfig
 from lewis_core.data.layout import scan_tree
-from lewis_core.errors import CatalogError
+from lewis_core.errors import CatalogError, ConfigError
 from lewis_core.evaluation.vqa import QUESTIONS, usable_items
 from lewis_core.models.files import model_identity
 from lewis_core.records import Catalog, Database, Splits, VqaItem, load_jsonl, load_record
@@ -124,6 +124,8 @@ def training_categories(photos: Photos) -> list[str]:
 def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     """Play the game until the speaker is better: GRPO against the listener."""
     config = run.config.training
+    if run.config.dataset.role != "speaker":
+        raise ConfigError('a speaker is trained on games: set dataset.role = "speaker"')
     listener = run.service(LISTENER, config.listener)
     adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, dataset=dataset, config=config)
     run.stop_services(keep=[ref for ref in evaluation_models(run) if ref == config.listener])

@@ -159,8 +159,11 @@ class StageEvents:
         self._gauged.run.metrics(self._gauged.stage, self._gauged.label, metrics, step)
 
     def log_artifact(self, path: Path) -> None:
-        """Keep a file, once the stage is done: until then it lies in a folder that will be renamed."""
-        self._artifacts.append(path)
+        """Keep a file: at once, unless it lies in a folder that will be renamed when the stage is done."""
+        if any(part.startswith(".building-") for part in path.parts):
+            self._artifacts.append(path)
+        elif path.exists():
+            self._tracked.artifact(path, path.parent.name)
 
     def finish(self, published: Path) -> None:
         """Keep the files that the stage named, from where they lie now."""

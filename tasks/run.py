@@ -21,6 +21,7 @@ from lewis_core.correlation import run_id, set_run
 from lewis_core.errors import ConfigError
 from lewis_core.models.files import model_identity
 from lewis_core.stages import Stage, find_result, stage_key
+from tasks.fan_out import map_on_ray
 from tasks.gpus import GpuPool
 from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
@@ -94,7 +95,7 @@ class PipelineRun(Generic[ConfigT]):
         return prepared.submit(arguments, Opaque(StageCall(self, label, service)))
 
     def map(self, stage: Stage, /, over: str, values: Sequence[str], **arguments: object) -> list[ArtifactRef]:
-        """Run a stage once for each value of one argument.
+        """Run a stage once for each value of one argument, on threads or on a Ray cluster (``run.fan_out``).
 
         Args:
             stage: Which.
@@ -109,6 +110,8 @@ class PipelineRun(Generic[ConfigT]):
         task = stage_task(stage)
         for value, call in zip(values, calls, strict=True):
             task = self._prepare(stage, value, call)
+        if self.config.run.fan_out == "ray":
+            return map_on_ray(self, stage, values, calls)
         opaques = [Opaque(StageCall(self, value)) for value in values]
         return list(task.map(calls, opaques).result()) if calls else []
 

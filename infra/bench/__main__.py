@@ -32,6 +32,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="ours with compiled norms and MLPs")
     parser.add_argument("--rank", type=int, help="of LoRA; 64 unless tiny")
     parser.add_argument("--steps", type=int, default=6, help="pocket: updates of each arm")
+    parser.add_argument("--arms", choices=("all", "ours"), default="all", help="ours: without anything to compare with")
+    parser.add_argument("--profile", action="store_true", help="on a GPU: also the kernels of our arms")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls of our arms")
+    parser.add_argument("--stock-repeats", type=int, default=3, help="timed calls of the others")
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 2, 4], help="update: groups of our passes")
+    parser.add_argument("--checkpointing", choices=("off", "on"), nargs="+", default=["off", "on"], help="update")
+    parser.add_argument(
+        "--step-pairs", type=int, help="step: pairs that the reference's style is timed on; the rest is extrapolated"
+    )
+    parser.add_argument("--step-tokens", type=int, nargs="+", help="step: of the visual tokens; all unless given")
     parser.add_argument("--stock-steps", type=int, default=1, help="whole steps of stock TRL")
     parser.add_argument("--reference-pairs", type=int, default=4, help="pairs that the reference's style is timed on")
     parser.add_argument("--most-descriptions", type=int, help="linear: largest G")
@@ -46,6 +56,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(found, name) is None:
             setattr(found, name, value)
+    found.step_tokens = found.step_tokens or found.visual_tokens
     if bad := [tokens for tokens in found.visual_tokens if round(tokens**0.5) ** 2 != tokens]:
         parser.error(f"--visual-tokens must be squares, found {bad}")
     if "all" in found.parts:

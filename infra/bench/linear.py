@@ -46,18 +46,19 @@ def _steps(most_candidates: int, most_descriptions: int) -> list[tuple[int, int]
 
 
 def _update(recorder: Recorder, folder: Path, processor: Any, photos: list[str], options: Any, tokens: int) -> None:
+    bench = ArmBench(recorder, OURS, folder, processor, photos, options)
+    largest = Shape(tokens, 1, options.most_descriptions, options.completion, options.rank)
+    trainer = bench._trainer(largest, [_none])
+    prompt = len(bench._prompt_ids(trainer, trainers.make_rows(largest, photos)[:1])[0])
     size = 2
     while size <= options.most_descriptions:
         shape = Shape(tokens, 1, size, options.completion, options.rank)
-        bench = ArmBench(recorder, OURS, folder, processor, photos, options)
-        trainer = bench._trainer(shape, [_none])
         inputs = bench._prepared(trainer, shape, 1)
 
-        def step(trainer: Any = trainer, inputs: dict[str, Any] = inputs) -> None:
+        def step(inputs: dict[str, Any] = inputs) -> None:
             trainer.model.zero_grad()
             trainer.accelerator.backward(trainer._compute_loss(trainer.model, inputs))
 
-        prompt = len(bench._prompt_ids(trainer, trainers.make_rows(shape, photos)[:1])[0])
         recorder.measure(
             "linear",
             f"update, G={size}",

@@ -164,20 +164,22 @@ def run(recorder: Recorder, model: Any, folder: Path, options: Any) -> None:
 
     Args:
         recorder: Takes the times.
-        model: The listener, of random weights.
+        model: Our listener, of random weights; the other arms have a model of the same weights.
         folder: Where photos may be written.
         options: ``visual_tokens``, ``games``, ``candidates``, ``descriptions``, ``reference_pairs``.
     """
+    processor = world.build_processor(options.visual_tokens[0])
+    stock = world.build_model(options.size, processor, recorder.device) if options.arms == "all" else None
     for tokens in options.visual_tokens:
-        _run(recorder, model, folder, options, tokens)
+        _run(recorder, model, stock, folder, options, tokens)
 
 
-def _run(recorder: Recorder, model: Any, folder: Path, options: Any, tokens: int) -> None:
+def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any, tokens: int) -> None:
     processor = world.build_processor(tokens)
     photos = world.write_photos(folder, options.games * options.candidates, tokens)
     games = world.make_games(photos, options.candidates, options.descriptions)
-    baselines, facade = Baselines(model, processor, folder), open_facade(model, processor, folder)
-    pairs = baselines.pairs(games)
+    facade = open_facade(model, processor, folder)
+    pairs = Baselines(model, processor, folder).pairs(games)
     results: dict[str, list[float]] = {}
 
     def forget() -> None:
@@ -189,13 +191,19 @@ def _run(recorder: Recorder, model: Any, folder: Path, options: Any, tokens: int
             "ours, over HTTP": lambda: flatten(client.score(games)),
             "ours, in process": lambda: flatten(facade.score(games)),
             "ours, photos never seen before": lambda: (forget(), flatten(facade.score(games)))[1],
-            "batched forward": lambda: baselines.batched(pairs),
         }
+        facts = {"units": len(pairs), "visual_tokens": tokens}
         for arm, ask in arms.items():
-            _measure(recorder, arm, ask, results, units=len(pairs), visual_tokens=tokens)
+            _measure(recorder, arm, ask, results, repeats=options.repeats, **facts)
+        recorder.profile("listener", arms["ours, in process"], visual_tokens=tokens)
     add_floors(recorder, model, unique_groups(facade, pairs), tokens)
+    if stock is None:
+        return
+    baselines = Baselines(stock, processor, folder)
+    batched = partial(baselines.batched, pairs)
+    _measure(recorder, "batched forward", batched, results, repeats=options.stock_repeats, **facts)
     some = pairs[:: max(1, len(pairs) // options.reference_pairs)][: options.reference_pairs]
-    facts = {"units": len(some), "scale": len(pairs) / len(some), "visual_tokens": tokens, "repeats": 1}
+    facts |= {"units": len(some), "scale": len(pairs) / len(some), "repeats": 1}
     for arm, clean in (("reference style, without gc", False), ("reference style", True)):
         _measure(recorder, arm, partial(baselines.one_by_one, some, clean), results, **facts)
     _compare(recorder, results, pairs, some, tokens)
@@ -211,11 +219,11 @@ def _measure(
 
 
 def open_facade(model: Any, processor: Any, folder: Path, **options: Any) -> VisionLanguageModel:
-    """The product's model around random weights, as :func:`lewis_core.models.vlm.open_model` makes it."""
-    from lewis_core.models.attention import use_shared_prefix
+    """The product's model around random weights, as its loader makes it; ``model`` is changed."""
+    from lewis_core.models.loading import use_engine
     from lewis_core.models.shared_prefix import EngineOptions
 
-    use_shared_prefix(model)
+    use_engine(model)
     chosen = EngineOptions(cache_bytes=CACHE_BYTES, num_workers=8, **options)
     return VisionLanguageModel(model, processor, prompt_set("concise"), ImageFolder(folder), options=chosen)
 

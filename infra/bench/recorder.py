@@ -119,6 +119,28 @@ class Recorder:
         self.add(part, arm, seconds, times=[round(t, 6) for t in times], **{f"{unit}_per_s": units / seconds}, **facts)
         return seconds
 
+    def profile(self, name: str, call: Callable[[], object], **facts: Any) -> None:
+        """Write down which kernels a call spends its time in, and how long the GPU is busy."""
+        if self.device != "cuda" or not self._settings.get("profile") or not self.has_time(f"profile: {name}"):
+            return
+        from torch.profiler import ProfilerActivity, profile
+
+        self.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+            started = time.perf_counter()
+            call()
+            self.synchronize()
+            seconds = time.perf_counter() - started
+        rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+        busy = sum(row.self_device_time_total for row in rows) / 1e6
+        kernels = [[row.key[:90], row.count, round(row.self_device_time_total / 1e3, 2)] for row in rows[:25]]
+        launches = sum(row.count for row in rows if row.self_device_time_total)
+        self.note(f"profile: {name}", seconds=seconds, busy_s=busy, launches=launches, **facts)
+        for key, count, milliseconds in kernels:
+            print(f"    {milliseconds:9.2f} ms {count:6d} x {key}", flush=True)
+        self.notes[-1]["kernels"] = kernels
+        self._write()
+
     def has_time(self, name: str) -> bool:
         """Whether something new may be begun; if not, it is listed as left out."""
         if time.monotonic() - self._started < self._budget_s:

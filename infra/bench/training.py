@@ -17,6 +17,7 @@ from infra.bench.listener import Baselines, open_facade, serving
 from infra.bench.recorder import Recorder
 from infra.bench.trainers import Shape
 from lewis_core.config.training import ListenerRewardConfig
+from lewis_core.models.features import backbone
 from lewis_core.records import Description
 from lewis_core.rewards import trl as rewards
 from lewis_core.rewards.trl import ListenerReward
@@ -35,7 +36,7 @@ def run(recorder: Recorder, folder: Path, options: Any, parts: tuple[str, ...] =
         recorder: Takes the times.
         folder: Where photos and checkpoints may be written.
         options: ``size``, ``visual_tokens``, ``prompts``, ``group``, ``rank``, ``new_tokens``, ``candidates``,
-            ``compile``, ``stock_steps``.
+            ``compile``, ``arms``, ``groups``, ``checkpointing``, numbers of repeats and of stock steps.
         parts: What is measured.
     """
     for tokens in options.visual_tokens:
@@ -45,11 +46,11 @@ def run(recorder: Recorder, folder: Path, options: Any, parts: tuple[str, ...] =
         )
         processor = world.build_processor(tokens)
         photos = world.write_photos(folder, max(options.prompts, options.candidates), tokens)
-        for arm in (OURS, STOCK):
+        for arm in (OURS, STOCK) if options.arms == "all" else (OURS,):
             bench = ArmBench(recorder, arm, folder, processor, photos, options)
             with recorder.section(f"{arm}, {tokens} visual tokens"):
                 for part, shape in (("update", update), ("reference", update), ("rollouts", step), ("step", step)):
-                    if part in parts:
+                    if part in parts and (part != "step" or tokens in options.step_tokens):
                         getattr(bench, part)(shape)
             del bench
 
@@ -71,7 +72,7 @@ class ArmBench:
     ) -> None:
         self._recorder, self._arm, self._folder, self._processor = recorder, arm, folder, processor
         self._photos, self._options = photos, options
-
+        self._repeats: int = options.repeats if arm == OURS else options.stock_repeats
         self._shared: Any = None
 
     def _bare_trainer(self, shape: Shape) -> Any:
@@ -120,8 +121,9 @@ class ArmBench:
         """Forward and backward pass, per group."""
         trainer = self._bare_trainer(shape)
         planned = self._planned(trainer, shape)
-        sizes = sorted({1, 2, 4, planned} & set(range(1, shape.prompts + 1))) if self._arm == OURS else [1, 2]
-        for checkpointing in (False, True):
+        wanted = {*self._options.groups, planned} if self._arm == OURS else {1}  # TRL: a group of completions a pass
+        sizes = sorted(wanted & set(range(1, shape.prompts + 1)))
+        for checkpointing in (name == "on" for name in self._options.checkpointing):
             _set_checkpointing(trainer, checkpointing)
             for groups in sizes:
                 inputs = self._prepared(trainer, shape, groups)
@@ -133,7 +135,9 @@ class ArmBench:
 
                 where = f"{self._arm}, {groups} groups a pass, checkpointing {'on' if checkpointing else 'off'}"
                 facts = {"visual_tokens": shape.visual_tokens, "scale": 1 / groups, "units": groups, "unit": "groups"}
-                seconds = self._recorder.measure("update", where, step, repeats=5, warmup=2, **facts)
+                seconds = self._recorder.measure("update", where, step, repeats=self._repeats, **facts)
+                if self._arm == OURS and groups == sizes[-1]:
+                    self._recorder.profile(f"update, {where}", step, visual_tokens=shape.visual_tokens)
                 if seconds is not None and groups == 1:
                     self._note_gradient(trainer, where, shape)
         if self._arm == OURS:
@@ -176,7 +180,7 @@ class ArmBench:
                 )
 
         facts = {"visual_tokens": shape.visual_tokens, "units": groups, "unit": "groups"}
-        self._recorder.measure("reference", self._arm, read, **facts)
+        self._recorder.measure("reference", self._arm, read, repeats=self._repeats, **facts)
         if self._arm == OURS:
             floor = groups * world.forward_flops(trainer.model, *self._counts(trainer, shape))
             self._recorder.add(
@@ -205,7 +209,9 @@ class ArmBench:
 
         rows = shape.prompts * shape.group
         facts = {"visual_tokens": shape.visual_tokens, "units": rows * shape.new_tokens, "unit": "tokens", "rows": rows}
-        self._recorder.measure("rollouts", self._arm, write, warmup=2, **facts)
+        self._recorder.measure("rollouts", self._arm, write, repeats=self._repeats, **facts)
+        if self._arm == OURS:
+            self._recorder.profile("rollouts", write, visual_tokens=shape.visual_tokens)
         if written and set(written) != {shape.new_tokens}:
             raise RuntimeError(f"expected {shape.new_tokens} tokens each, found {sorted(set(written))}")
         if self._arm == OURS:
@@ -219,8 +225,9 @@ class ArmBench:
         """Weights, and keys and values of each prompt once and of each row's own tokens, read at every step."""
         text = trainer.model.config.get_text_config()
         size = trainer.model.dtype.itemsize
-        weights = sum(p.numel() for p in trainer.model.parameters() if p.ndim == 2) * size
-        weights -= text.vocab_size * text.hidden_size * size  # the embedding is not read whole
+        layers = backbone(trainer.model).language_model.layers
+        weights = sum(p.numel() for p in layers.parameters() if p.ndim == 2) * size
+        weights += text.vocab_size * text.hidden_size * size  # the head; of the embedding only a few rows are read
         per_token = (
             2 * text.num_hidden_layers * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads)
         )
@@ -244,10 +251,10 @@ class ArmBench:
                 self._train(shape, self._trainer(shape, [reward], gradient_checkpointing="auto"), 3)
             self._step_floor(shape)
         else:
-            baselines = Baselines(listener, self._processor, self._folder)
-            self._train(shape, self._trainer(shape, [ReferenceReward(baselines)]), self._options.stock_steps)
+            reward = ReferenceReward(Baselines(listener, self._processor, self._folder), self._options.step_pairs)
+            self._train(shape, self._trainer(shape, [reward]), self._options.stock_steps, reward)
 
-    def _train(self, shape: Shape, trainer: Any, steps: int) -> None:
+    def _train(self, shape: Shape, trainer: Any, steps: int, listener: "ReferenceReward | None" = None) -> None:
         trainers.never_ends(trainer)
         trainer.args.max_steps, trainer.args.save_strategy = steps, "no"
         clock = StepTimes(self._recorder.synchronize)
@@ -266,7 +273,10 @@ class ArmBench:
         measured = clock.seconds[1:] or clock.seconds
         arm = self._arm if self._arm == OURS else "stock TRL, reference-style listener without gc"
         facts |= {name: round(value, 4) for name, value in clock.parts.items()}
-        self._recorder.add("step", arm, statistics.median(measured), **facts)
+        missing = listener.missing_s / steps if listener else 0.0
+        if listener:
+            facts |= {"extrapolated_s": missing, "pairs_timed": listener.timed, "pairs_not_asked": listener.left_out}
+        self._recorder.add("step", arm, statistics.median(measured) + missing, **facts)
 
     def _step_floor(self, shape: Shape) -> None:
         """Sum of the parts' floors."""
@@ -311,23 +321,40 @@ class ReferenceReward:
 
     Args:
         baselines: The listener.
+        most: Pairs that are asked; the seconds of all others are extrapolated. ``None``: all are asked.
     """
 
     __name__ = "listener"
 
-    def __init__(self, baselines: Baselines) -> None:
-        self._baselines = baselines
+    def __init__(self, baselines: Baselines, most: int | None = None) -> None:
+        self._baselines, self._most = baselines, most
+        self._seconds = 0.0
+        self.timed = 0
+        """Pairs that were asked."""
+        self.left_out = 0
+        """Pairs that were not."""
+
+    @property
+    def missing_s(self) -> float:
+        """Seconds that the pairs left out would have taken."""
+        return self._seconds / max(1, self.timed) * self.left_out
 
     def __call__(
         self, completions: list[Any], candidates: list[list[str]], category_word: list[str], **_: Any
     ) -> list[float]:
-        """P(yes) of the target among all candidates' P(yes)."""
+        """P(yes) of the target among all candidates' P(yes); 0 for what is not asked."""
         found = []
         for completion, photos, word in zip(completions, candidates, category_word, strict=True):
+            if self._most is not None and self.timed >= self._most:
+                self.left_out += len(photos)
+                found.append(0.0)
+                continue
+            started = time.perf_counter()
             text = _parse(completion[-1]["content"]).detailed
             question = self._baselines.question(word, text)
             values = self._baselines.one_by_one([(photo, question) for photo in photos], clean=False)
             found.append(values[0] / sum(values))
+            self._seconds, self.timed = self._seconds + time.perf_counter() - started, self.timed + len(photos)
         return found
 
 

@@ -164,7 +164,17 @@ class GamesConfig(FrozenConfig):
 class DatasetConfig(FrozenConfig):
     """The Hugging Face data set made from the games."""
 
-    role: Literal["speaker"] = "speaker"
-    """Whose training rows are built."""
+    role: Literal["speaker", "listener"] = "speaker"
+    """Whose training rows are built: ``speaker``: games, one photo to describe; ``listener``: pairs of photos, and
+    whether they show the same thing."""
     embed_images: bool = False
-    """Store the query photos' bytes in the data set instead of their paths."""
+    """Store the photos' bytes in the data set instead of their paths (of games: the query photo)."""
+    max_shard_mb: int = Field(default=500, ge=1)
+    """Largest file of the data set, in MB."""
+    same_frac: float = Field(default=0.5, ge=0, le=1)
+    """Listener: share of pairs that show the same thing."""
+    cross_category_frac: float = Field(default=0.0, ge=0, le=1)
+    """Listener: share of the other pairs whose second photo is of another category, and not of a look-alike. The
+    reference has 0.4."""
+    seed: int = 23
+    """Listener: seed of the draws."""

@@ -81,6 +81,12 @@ class RunConfig(FrozenConfig):
     services: dict[str, tuple[str, ...]] = {}
     """Services that are started elsewhere, by role: ``listener = ["http://gpu-1:9000", "http://gpu-2:9000"]``. Several
     are replicas of each other. They must serve the model that the settings name for the role."""
+    fan_out: Literal["threads", "ray"] = "threads"
+    """Where stages run that are mapped over categories: on this machine's threads, or on a Ray cluster (extra ``ray``).
+    The result is the same."""
+    ray_address: str | None = None
+    """Ray cluster, such as ``ray://head:10001``, whose machines see the work folder and the photos under the same
+    paths; ``None``: one is started on this machine for as long as it is needed."""
     listener_start_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait until a model service is ready."""
     stage_timeout_s: float | None = Field(default=None, gt=0)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -73,18 +74,18 @@ class Layout:
             if span.prompt:
                 queries.append(span.prompt)
                 keys.append(span.prompt)
-                places.append(torch.arange(prompt.start, prompt.stop))
+                places.append(np.arange(prompt.start, prompt.stop))
             starts = itertools.accumulate(span.suffixes, initial=span.suffix_start)
             for start, length in zip(starts, span.suffixes, strict=False):
                 queries.append(length)
                 keys.append(span.prompt + length)
-                places += [torch.arange(prompt.start, prompt.stop), torch.arange(start, start + length)]
+                places += [np.arange(prompt.start, prompt.stop), np.arange(start, start + length)]
         return Varlen(
             self._offsets(queries),
             self._offsets(keys),
             max(queries),
             max(keys),
-            send(torch.cat(places), self._device),
+            send(torch.from_numpy(np.concatenate(places)), self._device),
         )
 
     @cached_property

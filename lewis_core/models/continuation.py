@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,13 +106,27 @@ def last_logits(state: Prefilled, rows: Sequence[int], suffixes: Sequence[Sequen
 
 
 def prompt_positions(model: Any, prompt: Prompt, image_token_id: int) -> tuple[Tensor, int]:
-    """M-RoPE positions (3, tokens), and the position of the text token that follows."""
-    if not prompt.images:
-        return torch.arange(len(prompt.ids)).expand(3, -1), len(prompt.ids)
-    ids = torch.tensor([prompt.ids])
-    positions, deltas = backbone(model).get_rope_index(
-        ids,
-        mm_token_type_ids=(ids == image_token_id).int(),
-        image_grid_thw=torch.cat([image.grid for image in prompt.images]),
-    )
-    return positions[:, 0], len(prompt.ids) + int(deltas[0])
+    """M-RoPE positions (3, tokens), and the position of the text token that follows.
+
+    Text counts on in all three dimensions; an image begins where the text before it ends, counts rows in the second and
+    columns in the third, and takes as many positions as its longer side has. Equal to transformers' ``get_rope_index``,
+    which looks at every token: a test compares them.
+    """
+    merge = backbone(model).config.vision_config.spatial_merge_size if prompt.images else 1
+    pieces: list[Any] = []
+    at = following = 0
+    for image in prompt.images:
+        height, width = (int(side) // merge for side in image.grid[0, 1:])
+        start = prompt.ids.index(image_token_id, at)
+        pieces.append(_text_positions(following, start - at))
+        following += start - at
+        place = np.arange(height * width)
+        pieces.append(np.stack([np.zeros_like(place), place // width, place % width]) + following)
+        at, following = start + height * width, following + max(height, width)
+    rest = len(prompt.ids) - at
+    pieces.append(_text_positions(following, rest))
+    return torch.from_numpy(np.concatenate(pieces, 1)), following + rest
+
+
+def _text_positions(start: int, count: int) -> Any:
+    return np.broadcast_to(np.arange(start, start + count), (3, count))

@@ -7,22 +7,27 @@ All state that a step reads or moves lies in tensors of fixed shape, so a step c
 """
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lewis_core.models.continuation import Prefilled
 from lewis_core.models.features import backbone
+from lewis_core.models.fusing import has_kernels, is_power_of_two
 
 ATTENTION = "shared_prefix_decoding"
 ALIGNMENT = 64
 """Lengths of fixed storage are multiples of this, so that few sizes occur."""
+MOST_TOGETHER = 1024
+"""Tokens of a vocabulary whose probabilities are summed up before a draw looks at single ones."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Table:
         heads = text.num_key_value_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._model, self.shape = model, shape
+        self._has_kernel = shape.fixed and is_power_of_two(size) and has_kernels(backbone(model).language_model)
         prompt = (shape.prompts, heads, shape.prompt_length, size)
         new = (shape.prompts, heads, shape.slots, shape.new_length, size)
         self._layers = [
@@ -182,6 +188,8 @@ class Table:
             self._decode()
         else:
             self._visible = min(-(-self.steps // ALIGNMENT) * ALIGNMENT, self.shape.new_length)
+            if self._has_kernel:  # which looks itself how far a row has come: one graph for all steps
+                self._visible = self.shape.new_length
             if self._token.is_cuda:
                 graph = self._graphs.get((self._visible, self._warm)) or self._capture()
                 self._graphs[self._visible, self._warm] = graph
@@ -217,6 +225,12 @@ class Table:
         """
         store, (prompts, slots, visible) = self._layers[layer], (self.shape.prompts, self.shape.slots, self._visible)
         (rows, heads, _, size), groups = query.shape, key.shape[1]
+        if self._has_kernel:
+            from lewis_core.models.kernels import decode
+
+            shared, own = (store.prompt_keys, store.prompt_values), (store.keys, store.values)
+            q, k, v = (x[:, :, 0] for x in (query, key, value))
+            return decode(q, k, v, shared, own, self._prompt_mask[:, 0, 0], self._at, scaling)[:, None]
         for to, new in ((store.keys, key), (store.values, value)):
             to.index_copy_(3, self._at, new.view(prompts, slots, groups, 1, size).transpose(1, 2))
         folded = (query * scaling).view(prompts, slots, groups, -1, size).transpose(1, 2)  # (.., slots, repeats, size)
@@ -233,15 +247,13 @@ class Table:
 
     def _choose(self, logits: Tensor) -> None:
         """Choose a token a row: the likeliest where the temperature is 0, else the one that the draw falls on."""
-        logits = logits.to(self._precision).index_fill(1, self._banned, -torch.inf)
         divisor = torch.where(self._warmth > 0, self._warmth, 1.0)[:, None]
+        scaled = (logits / divisor.to(self._precision)).index_fill_(1, self._banned, -torch.inf)
         self._at += 1
-        probabilities = (logits / divisor).softmax(-1)
-        token = logits.argmax(-1)
+        probabilities = scaled.softmax(-1)
+        token = scaled.argmax(-1)
         if self._warm:
-            cumulative = probabilities.double().cumsum(-1)
-            draw = self._draws.index_select(1, self._at) * cumulative[:, -1:]
-            drawn = torch.searchsorted(cumulative, draw, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+            drawn = draw(probabilities, self._draws.index_select(1, self._at))
             token = torch.where(self._warmth > 0, drawn, token)
         token = token.masked_fill(self.done, 0)
         logp = probabilities.gather(1, token[:, None]).log()
@@ -273,6 +285,37 @@ class Table:
     def _restore(self, saved: dict[str, Tensor]) -> None:
         for name, value in saved.items():
             getattr(self, name).copy_(value)
+
+
+def draw(probabilities: Tensor, chance: Tensor) -> Tensor:
+    """Choose the token at which the sum of probabilities exceeds a chance: (rows,).
+
+    Sums of neighbours come first, then the tokens among the neighbours chosen: a running sum over a whole vocabulary
+    would keep a GPU waiting.
+
+    Args:
+        probabilities: (rows, vocabulary), not negative; each row has a positive one.
+        chance: (rows, 1): uniform in [0, 1), float64.
+    """
+    rows, vocabulary = probabilities.shape
+    together = math.gcd(vocabulary, MOST_TOGETHER)
+    if together * together < vocabulary // 64:  # an odd size: too many neighbourhoods
+        together = MOST_TOGETHER
+        probabilities = F.pad(probabilities, (0, -vocabulary % together))
+    parts = probabilities.view(rows, -1, together)
+    sums = parts.sum(-1, dtype=torch.float64)
+    until = sums.cumsum(-1)
+    part = _passed(until, chance)
+    before = (until - sums).gather(1, part)
+    inside = parts.gather(1, part[..., None].expand(-1, -1, together))[:, 0].double().cumsum(-1)
+    rest = (chance * until[:, -1:] - before) / inside[:, -1:]  # rounding may leave it outside of [0, 1)
+    return (part * together + _passed(inside, rest.clamp(0.0, 1.0)))[:, 0]
+
+
+def _passed(until: Tensor, chance: Tensor) -> Tensor:
+    """First place at which running sums exceed a share of the whole; its own summand is positive: (rows, 1)."""
+    whole = until[:, -1:]
+    return torch.searchsorted(until, torch.minimum(chance * whole, torch.nextafter(whole, -whole)), right=True)
 
 
 def attention(

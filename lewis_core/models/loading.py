@@ -18,6 +18,7 @@ from lewis_core.errors import ModelError
 from lewis_core.models.attention import use_packed_images, use_shared_prefix
 from lewis_core.models.compiling import compile_layers
 from lewis_core.models.files import adapter_folder, resolve_model_path
+from lewis_core.models.fusing import fuse
 
 logger = logging.getLogger(__name__)
 SUPPORTED = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
@@ -48,8 +49,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
     """Load a model, in evaluation mode, with its adapter (unmerged) and its processor.
 
     With the shared-prefix engine, the language model attends to packed rows by
-    :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks); on a GPU
-    its vision tower takes many images in one call.
+    :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks), and its
+    layers are shortened by :mod:`lewis_core.models.fusing`; on a GPU its vision tower takes many images in one call.
 
     Also sets torch's thread count (``runtime.torch_threads``), turns cuDNN attention off (it builds a plan for every
     new shape), and silences the progress bars and notes of transformers.
@@ -73,18 +74,31 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
     _check_architecture(path, ref)
     processor = _load_processor(path, ref)
     model = _load_weights(path, ref, resolve_dtype(ref, device))
-    if ref.engine == "shared_prefix" and ref.attention != "eager":
-        use_shared_prefix(model)
     if adapter := adapter_folder(ref):
         model = _load_adapter(model, adapter, trainable)
     model = model.to(device).eval()
-    if runtime.compile_layers and ref.engine == "shared_prefix":
-        compile_layers(model)
+    if ref.engine == "shared_prefix":
+        use_engine(model, attention=ref.attention, compiled=runtime.compile_layers)
     if device.type == "cuda":
-        if ref.engine == "shared_prefix" and ref.attention == "sdpa":
-            use_packed_images(model)
         torch.backends.cuda.enable_cudnn_sdp(False)
     return model, processor
+
+
+def use_engine(model: Any, *, attention: str = "sdpa", compiled: bool = False) -> None:
+    """Let a model on its device compute as the shared-prefix engine wants it.
+
+    Args:
+        model: A Qwen-VL model of transformers, or its PEFT wrapper.
+        attention: As in :class:`~lewis_core.config.base.ModelRef`.
+        compiled: Compile norms and MLPs.
+    """
+    if attention != "eager":
+        use_shared_prefix(model)
+    if compiled:
+        compile_layers(model)
+    fuse(model)
+    if model.device.type == "cuda" and attention == "sdpa":
+        use_packed_images(model)
 
 
 def load_processor(ref: ModelRef) -> Any:

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lewis_core.models.features import backbone
+from lewis_core.models.fusing import has_kernels
+from lewis_core.models.stacking import stacks_of
+
 
 class WritingWeights:
     """Weights for decoding, kept in tensors of their own, which a CUDA graph may refer to.
 
     On a CPU in float32 or float64, an adapter is added to a copy of its base weight (exact up to rounding). Elsewhere
     it stays apart, as a sum in bfloat16 would lose most of a small adapter; it is cast to the base's precision once.
+    In half precision on a GPU, layers of the same input are one product (:mod:`lewis_core.models.stacking`).
 
     Args:
         model: A model of transformers, or its PEFT wrapper.
@@ -27,6 +32,7 @@ class WritingWeights:
         from peft.tuners.lora import LoraLayer
 
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._text = backbone(model).language_model
         self._copies: dict[int, Tensor] = {}
 
     @contextmanager
@@ -34,8 +40,14 @@ class WritingWeights:
         """Let the model's layers use these weights, brought up to date, until the block ends."""
         swapped: list[tuple[nn.Parameter, Tensor]] = []
         merged: list[Any] = []
+        stacks = stacks_of(self._text) if has_kernels(self._text) else []
         try:
+            for stack in stacks:
+                stack.is_active = stack.refresh()
+            stacked = {layer for stack in stacks if stack.is_active for layer in stack.layers}
             for layer in self._layers:
+                if layer in stacked:
+                    continue
                 if layer.disable_adapters or layer.merged or layer.lora_variant:
                     continue
                 base = layer.get_base_layer()
@@ -53,6 +65,8 @@ class WritingWeights:
                         parameter.data = self._keep(parameter, parameter.data.to(base.weight.dtype))
             yield
         finally:
+            for stack in stacks:
+                stack.is_active = False
             for layer in merged:
                 layer.merged_adapters.clear()
             for parameter, original in swapped:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,26 +151,29 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
     for number, group in enumerate(groups):
         of_prompt, following = prompt_positions(model, group.prompt, image_token_id)
         span = Span(at, group.prompt_tokens, tuple(len(suffix) for suffix in group.suffixes))
-        sizes = torch.tensor([span.prompt, *span.suffixes])
         start = following - group.is_repeating
-        ids += [torch.tensor(group.prompt.ids[: span.prompt], dtype=torch.long), *group.suffixes]
-        positions.append(of_prompt[:, : span.prompt])
-        positions += [torch.arange(start, start + size).expand(3, -1) for size in span.suffixes]
-        labels.append(torch.full((span.prompt,), IGNORE))
-        labels += group.labels or [torch.full((size,), IGNORE) for size in span.suffixes]
-        suffix_of.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes))
-        group_of.append(torch.full((span.end - at,), number))
+        ids += [np.asarray(group.prompt.ids[: span.prompt], dtype=np.int64), *(x.numpy() for x in group.suffixes)]
+        positions.append(of_prompt.numpy()[:, : span.prompt])
+        positions += [np.broadcast_to(np.arange(start, start + size), (3, size)) for size in span.suffixes]
+        labels.append(np.full(span.prompt, IGNORE))
+        labels += [x.numpy() for x in group.labels or ()] or [np.full(sum(span.suffixes), IGNORE)]
+        suffix_of.append(np.repeat(np.arange(1 + len(span.suffixes)), [span.prompt, *span.suffixes]))
+        group_of.append(np.full(span.end - at, number))
         spans.append(span)
         at = span.end
-    suffixes, device = torch.cat(suffix_of), backbone(model).device
-    segments = torch.stack([torch.cat(group_of), suffixes])
-    is_end = torch.cat([(segments[:, 1:] != segments[:, :-1]).any(0), torch.tensor([True])])
+    device = backbone(model).device
+    segments = np.stack([np.concatenate(group_of), np.concatenate(suffix_of)])
+    is_end = np.append((segments[:, 1:] != segments[:, :-1]).any(0), True)
+
+    def there(parts: Any) -> Tensor:
+        return send(torch.from_numpy(parts), device)
+
     return Packed(
-        input_ids=send(torch.cat(ids)[None], device),
-        position_ids=send(torch.cat(positions, 1)[:, None], device),
-        labels=send(torch.cat(labels)[None], device),
-        last=send((is_end & (suffixes > 0)).nonzero()[:, 0], device),  # places: a mask would make the GPU's host wait
-        segments=send(segments, device),
+        input_ids=there(np.concatenate(ids)[None]),
+        position_ids=there(np.concatenate(positions, 1)[:, None]),
+        labels=there(np.concatenate(labels)[None]),
+        last=there(np.flatnonzero(is_end & (segments[1] > 0))),  # places: a mask would make the GPU's host wait
+        segments=there(segments),
         layout=Layout(spans, device),
         images=tuple(image for group in groups for image in group.prompt.images),
     )

@@ -133,9 +133,11 @@ class Sampler:
         with _decoding(self._model):
             while True:
                 done = table.done.cpu().view(table.shape.prompts, -1)[: len(rows), : rows.shape[1]]
-                for index, slot in (done & (rows >= 0)).nonzero().tolist():
+                places = (done & (rows >= 0)).nonzero().tolist()
+                ended = self._read(table, [index * table.shape.slots + slot for index, slot in places])
+                for (index, slot), one in zip(places, ended, strict=True):
                     number, row = numbers[index], int(rows[index, slot])
-                    written[number][row] = self._read(table, index * table.shape.slots + slot)
+                    written[number][row] = one
                     rows[index, slot] = -1
                     if len(written[number]) == expected[number]:
                         yield number, written[number]
@@ -183,11 +185,16 @@ class Sampler:
         smaller.continue_from(table, [index for index, _ in alive], source)
         return smaller, [numbers[index] for index, _ in alive], kept
 
-    def _read(self, table: Table, row: int) -> Written:
-        length = int(table.lengths[row])
-        ids = table.tokens[row, :length].tolist()
-        end = ids.pop() if ids[-1] in self._eos else None
-        return Written(ids, end, table.logps[row, :length].tolist())
+    def _read(self, table: Table, places: Sequence[int]) -> list[Written]:
+        """Fetch rows that have ended, all in one go."""
+        if not places:
+            return []
+        ids, logps, lengths = (x[list(places)].tolist() for x in (table.tokens, table.logps, table.lengths))
+        found = []
+        for row, logp, length in zip(ids, logps, lengths, strict=True):
+            end = row[length - 1] if row[length - 1] in self._eos else None
+            found.append(Written(row[: length if end is None else length - 1], end, logp[:length]))
+        return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ could not judge gets ``None`` from *every* reward, so that TRL leaves it out; an
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class ListenerReward:
         self._begun: list[tuple[list[int], list[str], Future[_Judged]]] = []
         self.masked: frozenset[int] = frozenset()
         """Positions of the last call's completions that the listener could not judge."""
+        self._latencies_s: list[float] = []
 
     def ask(
         self, completions: Sequence[Completion], candidates: Sequence[Sequence[str]], category_word: Sequence[str]
@@ -135,6 +137,11 @@ class ListenerReward:
             future = self._pool.submit(self._judge, texts, candidates, category_word)
             self._begun.append((list(rows), list(texts), future))
 
+    def take_latencies(self) -> list[float]:
+        """Seconds of each request that was answered since the last call."""
+        taken, self._latencies_s = self._latencies_s, []
+        return taken
+
     def forget(self) -> None:
         """Drop what was sent ahead and not asked for."""
         for _, _, future in self._begun:
@@ -167,8 +174,11 @@ class ListenerReward:
         """Ask for all games at once; if that is refused, one by one, to find those that cannot be judged."""
         if not games:
             return []
+        started = time.perf_counter()
         try:
-            return list(self._model.score(games))
+            found: list[GameScores | None] = list(self._model.score(games))
+            self._latencies_s.append(time.perf_counter() - started)
+            return found
         except OUTAGES:
             raise
         except ListenerError as error:

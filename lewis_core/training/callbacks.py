@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.models.images import ImageSource
 from lewis_core.reporting import Reporter
 from lewis_core.training.clock import TIMINGS
+from lewis_core.training.insight import derive, utilisation_of
 from lewis_core.training.journal import Journal
+from lewis_core.training.samples import render_page
 from lewis_core.training.trainer import SpeakerTrainer
 from lewis_core.training.watchdogs import WatchdogCallback
 
 logger = logging.getLogger(__name__)
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+METRICS, COMPLETIONS, TIMES = "metrics.jsonl", "completions.jsonl", "timings.jsonl"
+SAMPLES = "samples"
+"""Folder of pages with sample completions."""
 _DROPPED = ("epoch", "num_tokens", "total_flos", "clip_ratio", "step_time")
 
 
@@ -43,21 +48,26 @@ def rename_metrics(logs: Mapping[str, Any]) -> dict[str, float]:
 
 
 class ReportCallback(TrainerCallback):
-    """Tells the reporter, and two JSONL files, what happens at every step.
+    """Tells the reporter, and three JSONL files, what happens at every step.
 
-    The files hold no times, so that equal runs write equal bytes; the reporter gets the seconds of each step and of
-    its parts.
+    What was measured (seconds, shares, memory) is in a file of its own, so that equal runs write equal bytes to the
+    others.
 
     Args:
         trainer: Whose sample completions are shown.
-        reporter: Sink for metrics, progress and tables.
-        folder: Where ``metrics.jsonl`` and ``completions.jsonl`` grow; rows after the step that training resumes
-            from are removed.
-        sample_steps: Steps between tables of sample completions.
+        reporter: Sink for metrics, progress, tables and pages.
+        folder: Where the files grow; rows after the step that training resumes from are removed.
+        config: Steps between tables of sample completions, and what is trained.
+        candidates: Photos that listeners choose from, for the pages.
     """
 
-    def __init__(self, trainer: SpeakerTrainer, reporter: Reporter, folder: Path, sample_steps: int) -> None:
-        self._trainer, self._reporter, self._sample_steps = trainer, reporter, sample_steps
+    def __init__(
+        self, trainer: SpeakerTrainer, reporter: Reporter, folder: Path, config: GrpoConfig, candidates: ImageSource
+    ) -> None:
+        self._trainer, self._reporter, self._folder = trainer, reporter, folder
+        self._sample_steps, self._candidates = config.sample_steps, candidates
+        self._how = utilisation_of(trainer.model, trains_all=config.full_finetuning)
+        self._times = Journal(folder / TIMES)
         self._started, self._first_step, self._step_started = 0.0, 0, 0.0
         self.metrics, self._completions = Journal(folder / METRICS), Journal(folder / COMPLETIONS)
         trainer.journals += [self.metrics, self._completions]
@@ -66,7 +76,7 @@ class ReportCallback(TrainerCallback):
         """Cut the files back to the step that training starts from."""
         self._started, self._first_step = time.monotonic(), state.global_step
         if state.is_world_process_zero:
-            for journal in (self.metrics, self._completions):
+            for journal in (self.metrics, self._completions, self._times):
                 journal.rewind(state.global_step)
             self._reporter.progress(state.global_step, state.max_steps, "steps")
 
@@ -87,20 +97,38 @@ class ReportCallback(TrainerCallback):
             return
         now, step = time.monotonic(), state.global_step
         metrics, step_s = rename_metrics(logs), now - self._step_started
+        metrics |= derive(logs, step_s, self._trainer.take_latencies(), self._how)
         self._reporter.log_metrics({**metrics, "step_s": step_s}, step)
+        measured = {name: value for name, value in metrics.items() if name.startswith(TIMINGS)}
+        self._times.append([{"step": step, "step_s": step_s, **measured}])
         kept = {name: value for name, value in metrics.items() if not name.startswith(TIMINGS)}
         self.metrics.append([{"step": step, **kept}])
         if step % self._sample_steps == 0 or step in (1, state.max_steps):
             samples = self._trainer.samples()
             self._completions.append([{"step": step, **row} for row in samples])
             self._reporter.log_table("completions", samples, step)
+            self._show(samples, step)
         left = (now - self._started) / (step - self._first_step) * (state.max_steps - step)
         shown = ", ".join(f"{name} {metrics[name]:.3f}" for name in ("reward", "listener/accuracy") if name in metrics)
         logger.info("step %d/%d, %s, %.1f s, %.0f s left", step, state.max_steps, shown, step_s, left)
         self._reporter.progress(step, state.max_steps, "steps")
 
+    def _show(self, samples: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Write a page with photos; a page that cannot be written is no reason to end training."""
+        page = self._folder / SAMPLES / f"step-{step:06d}.html"
+        text = render_page(step, samples, self._trainer.load_photo, self._candidates.load)
+        try:
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(text, encoding="utf-8")
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", page, error)
+            return
+        self._reporter.log_artifact(page)
 
-def observe(trainer: SpeakerTrainer, reporter: Reporter, folder: Path, config: GrpoConfig) -> None:
+
+def observe(
+    trainer: SpeakerTrainer, reporter: Reporter, folder: Path, config: GrpoConfig, candidates: ImageSource
+) -> None:
     """Let everything that watches a run watch this one: reporter, files, watchdogs.
 
     Args:
@@ -108,8 +136,9 @@ def observe(trainer: SpeakerTrainer, reporter: Reporter, folder: Path, config: G
         reporter: Sink for metrics, progress, tables and evidence.
         folder: Where the run's files are.
         config: How often, and the watchdogs' limits.
+        candidates: Photos that listeners choose from.
     """
-    report = ReportCallback(trainer, reporter, folder, config.sample_steps)
+    report = ReportCallback(trainer, reporter, folder, config, candidates)
     trainer.add_callback(report)
     trainer.add_callback(WatchdogCallback(config.watchdogs, trainer, report.metrics, reporter, folder, rename_metrics))
 

@@ -5,8 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TIMINGS = ("seconds/", "tokens_per_s/")
-"""Beginnings of the names of :meth:`StepClock.take`; equal runs differ in them."""
+TIMINGS = ("seconds/", "tokens_per_s/", "share/", "latency/", "gpu/")
+"""Beginnings of the names of what was measured, in which equal runs differ."""
+PARTS_OF_SHARE = ("rollout", "listener_wait", "reference", "update", "held_out")
+"""Parts of a step whose share of its time is told."""
 
 
 class StepClock:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.models.images import ImageFolder
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
 from lewis_core.rewards.trl import OUTAGES
 from lewis_core.training.assemble import assemble_trainer
+from lewis_core.training.model_card import CARD, render_card
 from lewis_core.training.processes import join_process_group
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def run_training(
     runtime: Runtime,
     reporter: Reporter,
     facts: JsonObject,
+    lineage: JsonObject | None = None,
 ) -> JsonObject:
     """Train, from the newest checkpoint if there is one, and write the results.
 
@@ -56,9 +59,10 @@ def run_training(
         runtime: Device, threads.
         reporter: Receives metrics, sample completions, progress.
         facts: Added to the summary.
+        lineage: What the model card says of the origin: digests, and who judged.
 
     Returns:
-        The summary.
+        The summary, and shares of the steps' time (``…_share``), which the file ``summary.json`` does not have.
 
     Raises:
         ListenerUnavailableError: If a reward's listener is lost; the last step is saved before.
@@ -74,7 +78,7 @@ def run_training(
         warnings.filterwarnings("ignore", message=RENAMED, category=FutureWarning)
         trainer = build_trainer_of(rows, rewards, weights, work_dir, config, data_root, runtime)
         del kept  # the trainer's own arguments say from here on how weights are spread
-        observe(trainer, reporter, work_dir, config)
+        observe(trainer, reporter, work_dir, config, ImageFolder(data_root))
         trainer.add_callback(stop)
         if checkpoint:
             logger.info("training goes on from %s", checkpoint.name)
@@ -87,7 +91,7 @@ def run_training(
     if stop.stopped:
         logger.warning("stopped by a signal; the model is saved after step %d", trainer.state.global_step)
         raise SystemExit(EXIT_STOPPED)
-    return write_results(trainer, config, output_dir, work_dir, facts)
+    return write_results(trainer, config, output_dir, work_dir, facts, lineage or {})
 
 
 def build_trainer_of(
@@ -117,10 +121,15 @@ def build_trainer_of(
 
 
 def write_results(
-    trainer: "SpeakerTrainer", config: GrpoConfig, output_dir: Path, work_dir: Path, facts: JsonObject
+    trainer: "SpeakerTrainer",
+    config: GrpoConfig,
+    output_dir: Path,
+    work_dir: Path,
+    facts: JsonObject,
+    lineage: JsonObject,
 ) -> JsonObject:
     """Write what was trained, the logs and the summary; every process takes part in gathering the weights."""
-    from lewis_core.training.callbacks import COMPLETIONS, METRICS
+    from lewis_core.training.callbacks import COMPLETIONS, METRICS, SAMPLES, TIMES
     from lewis_core.training.journal import read_rows
 
     trainer.save_model(str(work_dir / "final"))
@@ -134,14 +143,29 @@ def write_results(
         **_ends(metrics, "answers/accuracy", "accuracy"),
     }
     if trainer.accelerator.is_main_process:
+        folder = output_dir / ("model" if config.full_finetuning else "adapter")
         if config.full_finetuning:
-            _copy_model(work_dir / "final", output_dir / "model")
+            _copy_model(work_dir / "final", folder)
         else:
-            _copy_adapter(work_dir / "final", output_dir / "adapter", config.model.path)
+            _copy_adapter(work_dir / "final", folder, config.model.path)
+        (folder / CARD).write_text(render_card(config, metrics, lineage), encoding="utf-8")
         for name in (METRICS, COMPLETIONS):
             shutil.copyfile(work_dir / name, output_dir / name)
+        if pages := sorted((work_dir / SAMPLES).glob("step-*.html")):
+            shutil.copyfile(pages[-1], output_dir / f"{SAMPLES}.html")
         (output_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return summary
+    return summary | _shares(read_rows(work_dir / TIMES))
+
+
+def _shares(rows: list[JsonObject]) -> JsonObject:
+    """Share of all steps' time by part, e.g. ``listener_wait_share``, rounded to 4 digits."""
+    total = sum(row["step_s"] for row in rows)
+    names = sorted({name for row in rows for name in row if name.startswith("share/")})
+    return {
+        f"{name.removeprefix('share/')}_share": round(sum(row.get(name, 0) * row["step_s"] for row in rows) / total, 4)
+        for name in names
+        if total > 0
+    }
 
 
 def _ends(metrics: list[JsonObject], name: str, shown: str) -> JsonObject:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lewis_core.models.attention import use_shared_prefix
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import ImageFeatures
+from lewis_core.models.fusing import fuse
 from lewis_core.models.packing import IGNORE, Group, batches, pack
 from lewis_core.models.sampling import Sampler, Sampling, Written
 from lewis_core.seeding import stable_seed
@@ -55,8 +56,11 @@ class SharedPrefixTrainer(SpeakerTrainer):
             banned=[self.model.config.image_token_id, self.model.config.video_token_id],
         )
         use_shared_prefix(plain)
+        fuse(plain)
         if self.ref_model is not None:  # of full fine-tuning; an adapter is switched off instead
-            use_shared_prefix(self.accelerator.unwrap_model(self.ref_model))
+            reference = self.accelerator.unwrap_model(self.ref_model)
+            use_shared_prefix(reference)
+            fuse(reference)
 
     # Generation ------------------------------------------------------------------------------------------------
 

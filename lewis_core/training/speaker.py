@@ -7,13 +7,14 @@ Started by ``accelerate launch`` for several GPUs, or called in one process.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lewis_core.artifacts import ArtifactRef
+from lewis_core.artifacts import ArtifactRef, digest_json
 from lewis_core.config.base import Runtime
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
 from lewis_core.rewards.trl import build_rewards
+from lewis_core.stages import identity
 from lewis_core.training.assemble import check_batches
 from lewis_core.training.rows import load_rows
 from lewis_core.training.session import build_trainer_of, run_training
@@ -66,7 +67,7 @@ def train_speaker(
         from lewis_core.listener.client import HttpModel
 
         listener = HttpModel(service_url, outage_s=config.patience.outage_s, deadline_s=config.patience.busy_s)
-    return train_on_rows(rows, listener, output_dir, work_dir, config, data_root, runtime, reporter)
+    return train_on_rows(rows, listener, output_dir, work_dir, config, data_root, runtime, reporter, dataset.digest)
 
 
 def train_on_rows(
@@ -78,11 +79,21 @@ def train_on_rows(
     data_root: Path,
     runtime: Runtime,
     reporter: Reporter,
+    dataset_digest: str = "",
 ) -> JsonObject:
     """Train on rows that are in memory, with any listener; else as :func:`train_speaker`."""
     rewards, weights = build_rewards(config.rewards, listener)
     facts: JsonObject = {"num_candidates": len(rows[0]["candidates"])}
-    return run_training(rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts)
+    lineage = {
+        "training data": f"{len(rows)} games of {facts['num_candidates']} candidates",
+        "data digest": dataset_digest or "rows in memory",
+        "settings digest": digest_json(identity(config)),
+        "base weights": digest_json(identity(config.model)),
+        "listener": f"{config.listener.path} ({digest_json(identity(config.listener))[:12]})",
+    }
+    return run_training(
+        rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage
+    )
 
 
 def build_trainer(

@@ -202,6 +202,14 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._log_completion_extra("hacks", [", ".join(sorted(one)) for one in found])
         self._log_completion_extra("candidates", columns["candidates"])
 
+    def take_latencies(self) -> list[float]:
+        """Seconds of each request to the listener since the last call."""
+        return self._listener.take_latencies() if self._listener is not None else []
+
+    def load_photo(self, reference: str) -> Image.Image:
+        """A photo of a prompt."""
+        return self._load(reference)
+
     def samples(self) -> list[Row]:
         """Completions of the last step with their rewards, advantages and what rewards logged beside them."""
         logs = self._logs

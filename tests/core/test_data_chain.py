@@ -1,12 +1,16 @@
 """Photos to training rows through :func:`run_stage`, with made-up embeddings; then again, and after damage."""
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.config.data import DatasetConfig, MiningConfig
@@ -106,6 +110,73 @@ def test_the_data_set_says_what_the_games_say(root: Path, tmp_path: Path) -> Non
     card = chain.dataset.file("README.md").read_text()
     assert "- 45 games of 9 concepts, 3 candidates each" in card
     assert "| `candidates` | list of string |" in card
+
+
+def test_listener_pairs_are_drawn_from_games(root: Path, tmp_path: Path) -> None:
+    import datasets
+
+    chain = run_chain(root, tmp_path / "store", role="listener", cross_category_frac=0.4, seed=1)
+    rows = datasets.load_from_disk(chain.dataset.path / "dataset")
+    games = {game.id: game for game in load_jsonl(chain.games.file("games.jsonl"), Game)}
+    assert [row["game_id"] for row in rows] == list(games)
+    for row in rows:
+        game = games[row["game_id"]]
+        owners = dict(zip((image.path for image in game.candidates), game.candidate_concepts, strict=True))
+        first, second = row["photos"]
+        assert (first, row["concept"]) == (game.query.path, game.concept)
+        assert (row["answer"] == "yes") == (row["kind"] == "same") == (row["other_concept"] == row["concept"])
+        assert second.split("/")[2] == row["other_concept"].split("/")[1]
+        if row["kind"] == "other category":
+            assert row["other_concept"].split("/")[0] != game.category
+        else:
+            assert owners[second] == row["other_concept"]
+        [message] = row["prompt"]
+        assert [part["type"] for part in message["content"]] == ["text", "image", "text", "image", "text"]
+        assert f"the same {game.category_word}?" in message["content"][-1]["text"]
+    kinds = Counter(row["kind"] for row in rows)
+    assert dict(sorted(kinds.items())) == chain.dataset.summary["answers"]
+    assert set(kinds) == {"same", "look-alike", "other category"}
+    card = chain.dataset.file("README.md").read_text()
+    assert f"| same | {kinds['same']} | {kinds['same'] / 45:.1%} |" in card
+    assert "| `photos` | list of string |" in card
+
+
+def test_pairs_of_categories_need_two_categories(tmp_path: Path) -> None:
+    write_photo_tree(tmp_path / "root", categories=("bag",), concepts=6, photos=2)
+    with pytest.raises(ConfigError, match="all games are of the category 'bag'; set it to 0"):
+        run_chain(tmp_path / "root", tmp_path / "store", role="listener", cross_category_frac=0.4)
+
+
+def test_rows_can_be_read_one_by_one_from_files_of_a_size(root: Path, tmp_path: Path) -> None:
+    import datasets
+
+    chain = run_chain(root, tmp_path / "store")
+    rows = datasets.load_from_disk(chain.dataset.path / "dataset")
+    streamed = datasets.load_dataset(
+        "arrow",
+        data_files=f"{chain.dataset.path}/dataset/*.arrow",
+        split="train",
+        streaming=True,
+        cache_dir=str(tmp_path),
+    )
+    assert list(streamed) == list(rows)
+    assert streamed.features == rows.features
+    positions = chain.games.summary["target_positions"]
+    assert chain.dataset.summary["answers"] == {str(place): count for place, count in enumerate(positions)}
+    assert f"| 0 | {positions[0]} | {positions[0] / 45:.1%} |" in chain.dataset.file("README.md").read_text()
+    trained = load_record(chain.splits.file("splits.json"), Splits).training[0]
+    (root / "train" / trained / "0.jpg").write_bytes(random_jpeg(1200))
+    large = run_chain(root, tmp_path / "store", embed_images=True, max_shard_mb=1)
+    assert len(list((large.dataset.path / "dataset").glob("*.arrow"))) > 1
+    assert len(datasets.load_from_disk(large.dataset.path / "dataset")) == 45
+
+
+def random_jpeg(size: int) -> bytes:
+    """A JPEG that compresses badly."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def test_photos_can_be_stored_in_the_rows(root: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def estimate(free: float) -> Estimate:
     ("free_mb", "changes", "expected"),
     [
         (100, {}, Plan(8, checkpointing=False)),
-        (10, {}, Plan(4, checkpointing=False)),  # 60 % of 10 MB hold 6 prompts, of which 4 divide 8
+        (10, {}, Plan(4, checkpointing=False)),  # 75 % of 10 MB hold 7 prompts, of which 4 divide 8
         (4, {}, Plan(2, checkpointing=False)),
         (2, {}, Plan(8, checkpointing=True)),  # one prompt without checkpointing, or eight with it
         (0.1, {}, Plan(1, checkpointing=True)),  # nothing fits: the least is tried
@@ -59,7 +59,7 @@ def test_one_process_agrees_with_itself() -> None:
 
 
 def test_activations_of_a_7b_model_are_estimated_as_measured() -> None:
-    """On an H100, 28 layers of width 3,584 with an MLP of 18,944 took 7 MB a token, and 0.6 MB with checkpointing."""
+    """On an H100, 28 layers of width 3,584 with an MLP of 18,944 took 4.97 MB a token, 0.6 MB with checkpointing."""
     text = SimpleNamespace(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28)
     settings = SimpleNamespace(
         get_text_config=lambda: text, vision_config=SimpleNamespace(patch_size=14, spatial_merge_size=2)
@@ -67,7 +67,9 @@ def test_activations_of_a_7b_model_are_estimated_as_measured() -> None:
     model = SimpleNamespace(config=settings, dtype=torch.bfloat16, device=torch.device("cpu"))
     model.base_model = model
     found = memory.estimate(model, config(max_new_tokens=150, num_generations=8))
-    assert found.kept_per_token == pytest.approx(7.0e6, rel=0.05)
+    assert found.kept_per_token == pytest.approx(4.97e6, rel=0.01)
+    long_way = memory.estimate(model, config(model=ModelRef(path="pocket:base", engine="plain")))
+    assert long_way.kept_per_token == pytest.approx(7.0e6, rel=0.05)  # adapters keep their input in float32 too
     assert found.checkpointed_per_token == pytest.approx(0.8e6, rel=0.2)
     assert found.tokens_per_prompt == 512 + 256 + 8 * 150  # 401,408 pixels are 512 visual tokens
 

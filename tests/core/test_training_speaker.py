@@ -136,14 +136,19 @@ def test_training_writes_an_adapter_metrics_and_samples(train: Any, tmp_path: Pa
     summary = train("run", reporter=reporter, max_steps=2)
     output = tmp_path / "run" / "output"
     assert sorted(path.name for path in output.rglob("*") if path.is_file()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "completions.jsonl",
         "metrics.jsonl",
+        "samples.html",
         "summary.json",
     ]
     assert (summary["steps"], summary["completions"], summary["num_candidates"]) == (2, 16, 2)
-    assert json.loads((output / "summary.json").read_text()) == summary
+    shares = {name: share for name, share in summary.items() if name.endswith("_share")}
+    assert json.loads((output / "summary.json").read_text()) == {k: v for k, v in summary.items() if k not in shares}
+    assert 0 < shares["update_share"] < 1
+    assert 0 <= shares["listener_wait_share"] < 0.5
     rows = read_rows(output / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2] == reporter.steps
     assert {"reward", "kl", "grad_norm", "rewards/listener", "listener/accuracy", "listener/masked_frac"} <= set(

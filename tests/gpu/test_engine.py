@@ -17,6 +17,7 @@ from lewis_core.models.attention import ATTENTION, IMAGE_ATTENTION
 from lewis_core.models.compiling import compile_layers
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import VisionEncoder, encoder_outputs
+from lewis_core.models.fusing import fuse, has_kernels
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
 from lewis_core.models.packing import IGNORE, Group, pack
@@ -64,6 +65,13 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Family(tmp_path_factory.mktemp("gpu"), request.param)
 
 
+@pytest.fixture(autouse=True)
+def exact_products() -> None:
+    """No TF32, so that float32 can be compared."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @pytest.fixture
 def whole_memory() -> Iterator[None]:
     yield
@@ -79,6 +87,101 @@ def test_loading_chooses_the_gpu_s_kernels(family: Family) -> None:
     assert model.model.language_model.config._attn_implementation == ATTENTION
     assert all(block.attn.config._attn_implementation == IMAGE_ATTENTION for block in model.model.visual.blocks)
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+    layer = model.model.language_model.layers[0]
+    parts = (layer, layer.input_layernorm, layer.mlp, layer.self_attn)
+    assert has_kernels(model.model.language_model)
+    assert all("forward" in vars(part) for part in parts)
+
+
+def test_kernels_compute_what_is_written_plainly() -> None:
+    from lewis_core.models import kernels
+
+    torch.manual_seed(0)
+    prompts, groups, repeats, size, length, slots = 8, 4, 7, 128, 1100, 8
+    shapes = [(prompts, groups, length, size)] * 2 + [(prompts, groups, slots, 192, size)] * 2
+    stores = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in shapes]
+    hidden = torch.zeros(prompts, length, device="cuda", dtype=torch.bfloat16)
+    hidden[1, :200] = torch.finfo(torch.bfloat16).min
+    for at in (0, 100):
+        query, key, value = (
+            torch.randn(prompts * slots, heads, size, device="cuda", dtype=torch.bfloat16)
+            for heads in (groups * repeats, groups, groups)
+        )
+        place = torch.tensor([at], device="cuda")
+        found = kernels.decode(query, key, value, tuple(stores[:2]), tuple(stores[2:]), hidden, place, size**-0.5)
+        keys, values = (
+            torch.cat([stores[i][:, :, None].expand(-1, -1, slots, -1, -1), stores[i + 2][..., : at + 1, :]], 3).float()
+            for i in range(2)
+        )
+        mask = torch.nn.functional.pad(hidden.float(), (0, at + 1))[:, None, None, None]
+        folded = query.float().view(prompts, slots, groups, repeats, size).transpose(1, 2)
+        weights = (folded @ keys.transpose(3, 4) * size**-0.5 + mask).softmax(-1)
+        expected = (weights @ values).transpose(1, 2).reshape_as(found)
+        assert (found.float() - expected).norm() / expected.norm() < 1e-2
+    gate, up = (torch.randn(300, 999, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    expected = torch.nn.functional.silu(gate.float()) * up.float()
+    torch.testing.assert_close(kernels.Gate.apply(gate, up).float(), expected, atol=0.05, rtol=0.01)
+    angles = torch.randn(300, 64, device="cuda")
+    cos, sin = (torch.cat([x, x], -1).bfloat16() for x in (angles.cos(), angles.sin()))
+    x = torch.randn(300, 28, 128, device="cuda", dtype=torch.bfloat16)
+    first, second = x.float().chunk(2, -1)
+    expected = x.float() * cos.float()[:, None] + torch.cat([-second, first], -1) * sin.float()[:, None]
+    for found in kernels.Rotate.apply(x, x, cos, sin):
+        torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+    x, other, weight = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((300, 3584), (300, 3584), (3584,)))
+    total, found = kernels.add_norm(x, other, weight, 1e-6)
+    assert torch.equal(total, x + other)
+    expected = torch.nn.functional.rms_norm(total.float(), (3584,), weight.float(), 1e-6)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+
+
+def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family) -> None:
+    """Stacked products against every layer for itself; weights come back to the last bit."""
+    from peft import LoraConfig, get_peft_model
+
+    from lewis_core.models.sampling import Sampler, Sampling
+    from lewis_core.models.stacking import Stack
+
+    model, _ = family.load("bfloat16")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*"))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    fuse(model)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    arguments = {"image_token_id": model.config.image_token_id, "pad_id": 0, "eos_ids": [], "banned": []}
+    prompts, rows = [Prompt([9, 3, 4, 5]), Prompt([9, 8])], [0, 0, 1]
+    sampling = [Sampling(8, 0.0, 0)] * 3
+    found = Sampler(model, **arguments).sample(prompts, rows, sampling)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    stacks = [stack for module in model.modules() if (stack := vars(module).get("stack"))]
+    assert len(stacks) == 4 * len(model.get_base_model().model.language_model.layers)
+    assert all(isinstance(stack, Stack) and not stack.is_active for stack in stacks)
+    for written, row in zip(found, rows, strict=True):
+        group = Group.of_completions(prompts[row], [torch.tensor(written.ids)])
+        with torch.no_grad():
+            packed = pack(model, [group], arguments["image_token_id"])
+            kept = packed.labels != IGNORE
+            logits = model(**packed.forward_arguments(model), logits_to_keep=kept).logits.float().view(8, -1)
+        expected = logits.log_softmax(-1).gather(1, packed.labels[kept][:, None])[:, 0].cpu()
+        torch.testing.assert_close(torch.tensor(written.logps), expected, atol=0.15, rtol=0)
+
+
+def test_a_step_s_kernel_writes_the_texts_of_plain_steps(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy, in half precision: attention by the kernel and by plain products agree but for near ties."""
+    from lewis_core.models import decoding
+
+    items = [
+        GenerateItem(image=image, prompt="Say.", max_new_tokens=12, num_return=3) for image in ("a.jpg", None, "c.jpg")
+    ]
+    found = family.open("bfloat16").generate(items)
+    monkeypatch.setattr(decoding, "has_kernels", lambda _: False)
+    expected = family.open("bfloat16").generate(items)
+    pairs = [(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
+    assert sum(a == b for a, b in pairs) >= len(pairs) // 2
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -130,6 +233,8 @@ def gradient(family: Family, device: str, dtype: str, *, packed: bool, checkpoin
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", exclude_modules=".*visual.*"))
+    if packed:
+        fuse(model)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = torch.linspace(-0.1, 0.1, parameter.numel()).view(parameter.shape).to(parameter)

@@ -48,6 +48,20 @@ def double(source: ArtifactRef, config: CountConfig, output_dir: Path, reporter:
     return {"number": number}
 
 
+def write(name: str, config: CountConfig, output_dir: Path, data_root: Path) -> JsonObject:
+    """Write a name."""
+    note(config, name)
+    (output_dir / "name.txt").write_text(f"{name} {config.number}")
+    return {"length": len(name)}
+
+
+def refuse_one(name: str, config: CountConfig, output_dir: Path) -> JsonObject:
+    """Fail for one of several values."""
+    if name == "bad":
+        raise CatalogError(f"no photos of {name}")
+    return {"number": config.number}
+
+
 def refuse(config: CountConfig, output_dir: Path) -> JsonObject:
     """Fail as a stage fails on bad input."""
     note(config, "refuse")

@@ -1,0 +1,145 @@
+"""Linear layers that read the same input as one matrix product, their adapters included: for decoding.
+
+A step of decoding reads every weight for few rows, so what counts is how many products there are, not how large they
+are. Queries, keys and values are one product, and so are an MLP's two inputs; the first half of the adapters (LoRA's A)
+rides along as further rows of the same matrix, the second halves (B) are one small product more.
+
+The weights are not copied: a stack's matrix is their new home, of which each layer's weight is a part.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Layers of a module that read the same input."""
+
+
+class Stack:
+    """Linear layers, or their LoRA wrappers, of the same input.
+
+    Args:
+        layers: At least one.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = tuple(layers)
+        bases = [_base(layer) for layer in layers]
+        self.is_active = False
+        """Whether it is used: while a model writes."""
+        self.sizes = [base.out_features for base in bases]
+        """Width of each layer's output."""
+        self._width, self._places = sum(self.sizes), _places(layers)
+        weight, inner = bases[0].weight.data, sum(size for _, _, size in self._places)
+        with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for training
+            self._matrix = weight.new_zeros((self._width + inner, bases[0].in_features))
+            self._bias = weight.new_zeros(len(self._matrix)) if any(base.bias is not None for base in bases) else None
+            self._after = weight.new_zeros((self._width, inner))
+            self.owns_weights(move=True)
+
+    def owns_weights(self, *, move: bool = False) -> bool:
+        """Whether the layers' weights are parts of the matrix; they are not if somebody has replaced them since.
+
+        Args:
+            move: Let them be.
+        """
+        at = 0
+        for base in map(_base, self.layers):
+            part = self._matrix[at : at + base.out_features]
+            if move:
+                part.copy_(base.weight.data)
+                base.weight.data = part
+            elif base.weight.data_ptr() != part.data_ptr():
+                return False
+            at += base.out_features
+        return True
+
+    def refresh(self) -> bool:
+        """Take over biases and adapters as they are now; returns whether the stack can stand for the layers."""
+        if not self.owns_weights() or _places(self.layers) != self._places:
+            return False
+        row, column, inner = 0, self._width, 0
+        for layer in self.layers:
+            base = _base(layer)
+            if self._bias is not None and base.bias is not None:
+                self._bias[row : row + base.out_features] = base.bias
+            for name in _adapters(layer):
+                a, b, rank = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_A[name].out_features
+                self._matrix[column : column + rank] = a
+                self._after[row : row + base.out_features, inner : inner + rank] = b * layer.scaling[name]
+                column, inner = column + rank, inner + rank
+            row += base.out_features
+        return True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""
+        rows = F.linear(x.reshape(-1, x.shape[-1]), self._matrix, self._bias)
+        out, inner = rows[:, : self._width], rows[:, self._width :]
+        if inner.shape[1]:
+            out.addmm_(inner, self._after.t())
+        return torch.split(out.view(*x.shape[:-1], -1), self.sizes, -1)
+
+
+def stacks_of(model: nn.Module) -> list[Stack]:
+    """Find the stacks of a language model's layers; they are made at the first time, where they are worth it.
+
+    Args:
+        model: The language model, in half precision on a GPU.
+    """
+    found = []
+    for module in model.modules():
+        for names in STACKED:
+            layers = [getattr(module, name, None) for name in names]
+            if not all(isinstance(layer, nn.Module) and _can_stack(layer) for layer in layers):
+                continue
+            if len(layers) == 1 and not _adapters(layers[0]):
+                continue
+            home: Any = module if len(layers) > 1 else layers[0]
+            stack = vars(home).get("stack")
+            if stack is None or not stack.owns_weights():
+                stack = home.__dict__["stack"] = Stack(layers)
+            found.append(stack)
+    return found
+
+
+def active_stack(module: Any) -> Stack | None:
+    """The stack that stands for a module's layers now."""
+    stack: Stack | None = vars(module).get("stack")
+    return stack if stack is not None and stack.is_active else None
+
+
+def _base(layer: Any) -> Any:
+    return layer.base_layer if hasattr(layer, "base_layer") else layer
+
+
+def _adapters(layer: Any) -> list[str]:
+    """Names of the adapters that a layer uses now."""
+    if not hasattr(layer, "lora_A") or layer.disable_adapters:
+        return []
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+def _places(layers: Sequence[Any]) -> list[tuple[int, str, int]]:
+    """Layer, name and rank of every adapter."""
+    return [
+        (number, name, layer.lora_A[name].out_features)
+        for number, layer in enumerate(layers)
+        for name in _adapters(layer)
+    ]
+
+
+def _can_stack(layer: Any) -> bool:
+    """Whether a layer is a plain one whose weight nobody else counts on: no optimizer (which trains it) may hold it."""
+    base = _base(layer)
+    is_trained = isinstance(base, nn.Linear) and base.weight.requires_grad and not torch.is_inference_mode_enabled()
+    if type(base) is not nn.Linear or is_trained:
+        return False
+    if hasattr(base.weight, "ds_id"):  # spread over processes by ZeRO-3
+        return False
+    if not hasattr(layer, "lora_A"):
+        return True
+    parts = [table[name] for table in (layer.lora_A, layer.lora_B) for name in _adapters(layer)]
+    return not (layer.merged or layer.lora_variant) and all(type(p) is nn.Linear and p.bias is None for p in parts)

@@ -1,0 +1,165 @@
+"""Shortened layers: adapters against peft's own forward, and what is left to it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from lewis_core.models.continuation import Prompt
+from lewis_core.models.decoding import draw
+from lewis_core.models.fusing import Adapted, _mlp_forward, _norm_forward, fuse
+from lewis_core.models.packing import Group, last_logits, pack
+from lewis_core.models.stacking import stacks_of
+from lewis_core.testing import write_tiny_checkpoint
+
+
+def adapted(folder: Path, **settings: Any) -> Any:
+    """A tiny model in float64 with an adapter that is not zero."""
+    from transformers import AutoModelForImageTextToText
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = LoraConfig(r=4, target_modules=r".*language_model.*_proj", **settings)
+        model = get_peft_model(model, config, autocast_adapter_dtype=False)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+def run(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and gradients of a packed row."""
+    model.zero_grad()
+    group = Group.of_questions(Prompt([9, 3, 4]), [[20], [21, 22]])
+    torch.manual_seed(1)  # of dropout
+    logits = last_logits(model, pack(model, [group], 1))
+    logits.square().sum().backward()
+    return logits, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("fusing"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_fused"),
+    [
+        pytest.param({"lora_alpha": 12}, True, id="plain"),
+        pytest.param({"lora_dropout": 0.5}, True, id="dropout-at-rest"),
+        pytest.param({"use_dora": True}, False, id="other-kind"),
+        pytest.param({"lora_bias": True}, False, id="with-bias"),
+    ],
+)
+def test_adapters_compute_what_peft_computes(
+    checkpoint: Path, settings: dict[str, Any], is_fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(checkpoint, **settings)
+    expected, wanted = run(model)
+    assert fuse(model) > 0
+    assert fuse(model) == 0
+    calls: list[int] = []
+    apply = Adapted.apply
+    monkeypatch.setattr(Adapted, "apply", lambda *arguments: (calls.append(1), apply(*arguments))[1])
+    found, gradients = run(model)
+    assert bool(calls) is is_fused
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+    assert gradients.keys() == wanted.keys() != set()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-6)
+
+
+def test_dropout_in_training_and_switched_off_adapters_are_pefts_own(checkpoint: Path) -> None:
+    model = adapted(checkpoint, lora_dropout=0.5).train()
+    expected, wanted = run(model)
+    with model.disable_adapter(), torch.no_grad():
+        bare = last_logits(model, pack(model, [Group.of_questions(Prompt([9]), [[20]])], 1))
+    fuse(model)
+    found, gradients = run(model)
+    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
+    with model.disable_adapter(), torch.no_grad():
+        again = last_logits(model, pack(model, [Group.of_questions(Prompt([9]), [[20]])], 1))
+    assert torch.equal(again, bare)
+
+
+def test_a_gradient_is_the_slope(checkpoint: Path) -> None:
+    torch.manual_seed(0)
+    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (2, 5), (4, 2)))
+    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda *t: Adapted.apply(t[0], weight, bias, t[1], t[2], 0.7), (x, a, b))
+
+
+def test_norms_and_mlps_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their short forms run on a GPU only; here with the kernel written plainly."""
+    import sys
+    from types import SimpleNamespace
+
+    gate = SimpleNamespace(apply=lambda gate, up: nn.functional.silu(gate) * up)
+    monkeypatch.setitem(sys.modules, "lewis_core.models.kernels", SimpleNamespace(Gate=gate))
+    layer = adapted(checkpoint).get_base_model().model.language_model.layers[0]
+    x = torch.randn(1, 3, layer.input_layernorm.weight.numel(), dtype=torch.float64)
+    torch.testing.assert_close(_norm_forward(layer.input_layernorm, x), layer.input_layernorm(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(_mlp_forward(layer.mlp, x), layer.mlp(x))
+
+
+@pytest.mark.parametrize("size", [7, 512, 5000])
+def test_draws_are_the_inverse_of_the_distribution(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    probabilities = torch.rand((40, size), generator=generator)
+    probabilities[torch.rand((40, size), generator=generator) < 0.3] = 0.0
+    probabilities[:, size // 2] = 0.5
+    probabilities[0] = torch.nn.functional.one_hot(torch.tensor(size // 2), size)
+    chance = torch.rand((40, 1), generator=generator, dtype=torch.float64)
+    chance[1:4, 0] = torch.tensor([0.0, 1 - 2**-53, 0.5], dtype=torch.float64)
+    token = draw(probabilities, chance)
+    until = probabilities.double().cumsum(-1)
+    whole = chance[:, 0] * until[:, -1]
+    upper = until.gather(1, token[:, None])[:, 0]
+    mass = probabilities.gather(1, token[:, None])[:, 0].double()
+    assert (mass > 0).all()
+    assert (upper >= whole - 1e-9).all()
+    assert (upper - mass <= whole + 1e-9).all()
+
+
+def test_stacked_layers_compute_what_each_computes(checkpoint: Path) -> None:
+    """Queries, keys and values with biases and adapters; weights move, and stay what they are and fit for training."""
+    model = adapted(checkpoint, lora_alpha=12)
+    text = model.get_base_model().model.language_model
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with torch.inference_mode():
+        stacks = stacks_of(text)
+    assert len(stacks) == 4 * len(text.layers)
+    assert [a is b for a, b in zip(stacks, stacks_of(text), strict=True)] == [True] * len(stacks)
+    x = torch.randn(2, 3, text.config.hidden_size, dtype=torch.float64)
+    with torch.inference_mode():
+        for stack in stacks[:1] + stacks[2:3]:
+            assert stack.refresh()
+            for found, layer in zip(stack(x), stack.layers, strict=True):
+                torch.testing.assert_close(found, layer(x))
+    logits, gradients = run(model)
+    assert gradients and logits.requires_grad
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    with model.disable_adapter():
+        assert not stacks[0].refresh()  # other adapters than it was made for
+    assert stacks[0].refresh()
+    text.layers[0].self_attn.q_proj.base_layer.weight.data = before[next(n for n in before if "q_proj.base" in n)]
+    assert not stacks[0].refresh()  # somebody has put another weight there
+    assert stacks_of(text)[0] is not stacks[0]
+
+
+def test_what_cannot_be_stacked_is_left_alone(checkpoint: Path) -> None:
+    assert stacks_of(adapted(checkpoint, use_dora=True).get_base_model().model.language_model) == []
+    plain = adapted(checkpoint).unload().model.language_model
+    for parameter in plain.parameters():
+        parameter.requires_grad = True
+    with torch.no_grad():
+        assert stacks_of(plain) == []  # an optimizer may hold the weights
+    with torch.inference_mode():
+        assert len(stacks_of(plain)) == 2 * len(plain.layers)  # single layers without adapters gain nothing

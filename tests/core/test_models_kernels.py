@@ -1,0 +1,83 @@
+"""The GPU kernels in Triton's interpreter, against the same written plainly."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+PROGRAM = """
+import json
+import torch
+from torch.nn import functional as F
+from lewis_core.models import kernels
+
+torch.manual_seed(0)
+found = {}
+
+
+def compare(name, ours, plain, *inputs):
+    one, other = ours(*inputs), plain(*inputs)
+    gradient = torch.randn_like(other)
+    pairs = zip(torch.autograd.grad(one, inputs, gradient), torch.autograd.grad(other, inputs, gradient))
+    found[name] = max([(one - other).abs().max().item(), *((a - b).abs().max().item() for a, b in pairs)])
+
+
+angles = torch.randn(5, 8)
+cos, sin = (torch.cat([x, x], -1) for x in (angles.cos(), angles.sin()))
+
+
+def rotate(x):
+    first, second = x.chunk(2, -1)
+    return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
+
+
+wide = torch.randn(5, 5, 16, requires_grad=True)
+both = lambda turn: lambda x: torch.cat(turn(x[:, :3], x[:, 3:]), 1)  # parts of one tensor, with strides
+ours, plain = both(lambda q, k: kernels.Rotate.apply(q, k, cos, sin)), both(lambda *x: tuple(map(rotate, x)))
+compare("rotation", ours, plain, wide)
+wide = torch.randn(9, 2, 301, requires_grad=True)
+gated = lambda x: F.silu(x[:, 0]) * x[:, 1]
+compare("gate", lambda x: kernels.Gate.apply(x[:, 0], x[:, 1]), gated, wide)
+x, other, weight = torch.randn(2, 3, 40), torch.randn(2, 3, 50)[..., :40], torch.randn(40)
+for added in (None, other):
+    total, out = kernels.add_norm(x, added, weight, 1e-6)
+    expected = x if added is None else x + other
+    assert torch.equal(total, expected)
+    found[f"norm {added is None}"] = (out - F.rms_norm(expected, (40,), weight, 1e-6)).abs().max().item()
+
+repeats, size, length, room = 3, 16, 150, 128
+for prompts, groups, slots, at in ((2, 2, 1, 0), (2, 1, 2, 70), (1, 1, 24, 1)):
+    rows = prompts * slots
+    query = torch.randn(rows, groups * repeats, size)
+    key, value = torch.randn(rows, groups, size), torch.randn(rows, groups + 1, size)[:, :groups]
+    prompt = tuple(torch.randn(2, prompts, groups, length, size))
+    own = tuple(torch.randn(2, prompts, groups, slots, room, size))
+    hidden = torch.zeros(prompts, length)
+    hidden[0, :140] = torch.finfo(torch.float32).min
+    out = kernels.decode(query, key, value, prompt, own, hidden, torch.tensor([at]), 0.25)
+    stored = [x[..., at, :].transpose(1, 2).reshape(rows, groups, size) for x in own]
+    assert torch.equal(stored[0], key) and torch.equal(stored[1], value)
+    keys, values = (
+        torch.cat([x[:, :, None].expand(-1, -1, slots, -1, -1), y[..., : at + 1, :]], 3) for x, y in zip(prompt, own)
+    )
+    mask = F.pad(hidden, (0, at + 1))[:, None, None, None]
+    folded = query.view(prompts, slots, groups, repeats, size).transpose(1, 2)
+    weights = (folded @ keys.transpose(3, 4) * 0.25 + mask).softmax(-1)
+    expected = (weights @ values).transpose(1, 2).reshape_as(out)
+    found[f"decoding, {slots} slots, token {at}"] = (out - expected).abs().max().item()
+print(json.dumps(found))
+"""
+
+
+def test_kernels_compute_what_is_written_plainly() -> None:
+    """In a process of its own: the interpreter is chosen when Triton is loaded."""
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert len(found) == 7
+    assert max(found.values()) < 1e-5, found
