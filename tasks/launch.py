@@ -24,7 +24,7 @@ from lewis_core.errors import LewisError, ListenerBusyError, ListenerUnavailable
 from lewis_core.records import JsonObject, Record
 from lewis_core.reporting import EVENT_PREFIX, NullReporter, StreamReporter
 from lewis_core.stages import Stage, run_stage, stage_key
-from lewis_core.training.processes import leave_process_group
+from lewis_core.training.processes import end_process, leave_process_group
 
 EXIT_LISTENER_LOST = 75
 """EX_TEMPFAIL: the same command can go on where it stopped once the listener is back."""
@@ -134,4 +134,4 @@ def main(spec_path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    end_process(main(Path(sys.argv[1])))

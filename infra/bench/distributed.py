@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Bench:
             "max_steps": options.steps,
             "rewards": RewardsConfig(listener=ListenerRewardConfig(weight=0.0)),
             "warmup_steps": 0,
+            "watchdogs": {"action": "off"},  # random text is all that they warn of
         }
         return TrainSpeakerConfig.model_validate(values | changes)
 
@@ -127,6 +129,8 @@ class Bench:
 
     def _zero3(self) -> dict[str, Any]:
         changes = {"distributed": DistributedConfig(strategy="zero3"), "max_steps": self._options.zero3_steps}
+        if self._options.checkpointing:
+            changes["gradient_checkpointing"] = True
         return self._train("zero3", self.config(self._options.gpus, **changes))
 
     def _listener(self) -> dict[str, Any]:
@@ -140,7 +144,8 @@ class Bench:
 
     def _kill(self) -> dict[str, Any]:
         """Kill the last process in the middle of a step, and start the same command again."""
-        config = self.config(self._options.gpus, save_steps=SAVE_EVERY, max_steps=KILL_AFTER + 3)
+        changes = {"gradient_checkpointing": True} if self._options.checkpointing else {}
+        config = self.config(self._options.gpus, save_steps=SAVE_EVERY, max_steps=KILL_AFTER + 3, **changes)
         place = self._folder / "kill"
         process = self._start("kill", config, None, None)
         try:
@@ -188,7 +193,7 @@ class Bench:
             step_s = statistics.median(row["step_s"] for row in timed)
             found["samples_per_s"] = round(config.prompts_per_step * config.num_generations / step_s, 3)
             found["samples_per_s_a_gpu"] = round(found["samples_per_s"] / config.num_processes, 3)
-            found["parts"] = {n: round(v, 3) for n, v in timed[-1].items() if n.startswith("seconds/")}
+            found["parts"] = [_median_parts(read_rows(file)[WARM:]) for file in sorted(place.glob("parts-*.jsonl"))]
         if status:
             found["log_tail"] = log[-1500:]
         return found
@@ -205,6 +210,7 @@ class Bench:
             "out": str(place),
             "device": self._options.device,
             "url": url,
+            "size": self._options.size if self._options.in_process else None,
         }
         (place / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         is_gpu = self._options.device == "cuda"
@@ -238,10 +244,16 @@ class Bench:
             process.stop()
 
 
+def _median_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of each part of a step, in one process."""
+    names = sorted({name for row in rows for name in row if name.startswith("seconds/")})
+    return {name[8:]: round(statistics.median(row.get(name, 0.0) for row in rows), 3) for name in names}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure; returns 0 if every part ran."""
     parser = argparse.ArgumentParser(prog="python -m infra.bench.distributed", description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("parts", nargs="+", help=f"{', '.join(PARTS)}; a+b: at the same time, on the same GPUs")
     parser.add_argument("--size", choices=tuple(world.SIZES), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--gpus", type=int, default=2, help="processes of the parts with several")
@@ -256,14 +268,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--budget-s", type=float, default=600.0)
     parser.add_argument("--part-s", type=float, default=150.0, help="longest time of a part")
     parser.add_argument("--out", type=Path, default=Path("bench"))
+    parser.add_argument("--in-process", action="store_true", help="every process makes the model: nothing is on disk")
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in kill and zero3")
     options = parser.parse_args(arguments)
+    if unknown := {part for parts in options.parts for part in parts.split("+")} - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
     options.out.mkdir(parents=True, exist_ok=True)
     options.out = options.out.absolute()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Path(temporary), options)
-        bench.build()
-        for part in options.parts:
-            bench.run(part)
+        if not options.in_process or any("listener" in part for part in options.parts):
+            bench.build()
+        for together in options.parts:
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(bench.run, together.split("+")))
         bench.save()
     wanted = {name: found for name, found in bench.results.items() if name in PARTS}
     return int(any("failed" in found or found.get("status") for found in wanted.values()))

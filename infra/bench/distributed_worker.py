@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
-from infra.bench import trainers
+from infra.bench import trainers, world
 from infra.bench.training import _parse
 from lewis_core.config.base import Runtime
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.listener.client import HttpModel
+from lewis_core.models import loading
 from lewis_core.records import Record
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl as rewards
 from lewis_core.training import session
-from lewis_core.training.processes import leave_process_group, uses_deepspeed
+from lewis_core.training.processes import end_process, leave_process_group, uses_deepspeed
 from lewis_core.training.speaker import train_on_rows
 
 
@@ -40,6 +42,8 @@ class Spec(Record):
     device: str
     url: str | None = None
     """Of the listener's service."""
+    size: str | None = None
+    """Make a random model of this size instead of loading the settings' one."""
 
 
 class Steps(NullReporter):
@@ -54,15 +58,40 @@ class Steps(NullReporter):
             file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
 
 
-def endless(make: Any) -> Any:
-    """Wrap the function that makes trainers: completions get their full length."""
+class Parts(TrainerCallback):
+    """Writes where this process' time went."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Append a line."""
+        row = {name: value for name, value in (logs or {}).items() if name.startswith("seconds/")}
+        if row:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **row}) + "\n")
+
+
+def endless(make: Any, parts: Path) -> Any:
+    """Wrap the function that makes trainers: completions get their full length, and each process tells its times."""
 
     def assemble(*arguments: Any, **named: Any) -> Any:
         trainer = make(*arguments, **named)
         trainers.never_ends(trainer)
+        trainer.add_callback(Parts(parts))
         return trainer
 
     return assemble
+
+
+def random_model(size: str, tokens: int, device: str) -> Any:
+    """A function that makes a random model where others are loaded."""
+
+    def load(*_: Any, **__: Any) -> tuple[Any, Any]:
+        processor = world.build_processor(tokens)
+        return world.build_model(size, processor, device), processor
+
+    return load
 
 
 def rehearse_deepspeed_on_cpu() -> None:
@@ -82,7 +111,10 @@ def main(path: Path) -> int:
     (spec.out / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
     config = TrainSpeakerConfig.model_validate(spec.config)
     rewards.parse_or_none = _parse
-    session.assemble_trainer = endless(session.assemble_trainer)
+    session.assemble_trainer = endless(session.assemble_trainer, spec.out / f"parts-{rank}.jsonl")
+    if spec.size:
+        tokens = config.model.max_pixels // world.PIXELS_PER_TOKEN**2
+        loading.load_model = random_model(spec.size, tokens, spec.device)
     output = spec.out / f"output-{rank}"
     output.mkdir(parents=True, exist_ok=True)
     runtime = Runtime.model_validate({"device": spec.device, "num_workers": 4})
@@ -103,4 +135,4 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    end_process(main(Path(sys.argv[1])))

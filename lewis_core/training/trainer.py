@@ -182,7 +182,9 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
                     self._listener.ask(completions, candidates, words)
             except OUTAGES as error:
                 outage = str(error)
-        if outages := [text for text in gather_object([outage]) if text]:
+        with self._clock.measure("meeting"):  # the slowest process' rollouts end
+            told = gather_object([outage])
+        if outages := [text for text in told if text]:
             raise ListenerUnavailableError(outages[0])
         self._watch_texts(inputs, prompts, completions)
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
