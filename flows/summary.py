@@ -124,8 +124,9 @@ def publish(run: PipelineRun, report: ArtifactRef, evaluated: Sequence[Evaluated
     parent.table("metrics", rows)
     parent.table("descriptions", description_rows(evaluated))
     parent.artifact(report_file(report))
-    for plot in sorted((report.path / "plots").glob("*")):
-        parent.artifact(plot, "plots")
+    for folder in ("plots", "tables"):
+        for file in sorted((report.path / folder).glob("*")):
+            parent.artifact(file, f"report/{folder}")
     for one in evaluated:
         numbers = {f"{one.speaker.name}/{name}": value for name, value in headline(one).items() if value is not None}
         parent.metrics(numbers)

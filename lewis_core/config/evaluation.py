@@ -108,7 +108,8 @@ class RecognitionConfig(Reading):
     max_queries_per_concept: int | None = Field(default=None, ge=1)
     """Fewer test photos per concept than there are, for speed."""
     controls: Controls = True
-    """Arms to ask beside, of no-image, no-description, wrong-description; ``True``: no-description."""
+    """Arms to ask beside, of no-image, no-description, wrong-description, image-only, image-and-text (with the
+    reference photo beside the photo); ``True``: no-description."""
     seed: int = 0
     """Seed of the negatives' choice."""
 

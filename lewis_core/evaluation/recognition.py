@@ -5,8 +5,9 @@ the same category (hard negatives) and with other categories' (easy negatives). 
 is also reported for hard ones alone. Accuracy means little when negatives outnumber positives; the headline is the
 mean of the accuracies on positives and on negatives. Precision and F1 depend on the ratio of negatives to positives,
 which is in their notes. Control arms: always yes; the majority's answer; the same questions without a description,
-with a third concept's, or without the photo. A pair whose description
-is missing is counted as failed and is wrong, but in numbers that end in ``_described``, where it is left out.
+with a third concept's, without the photo, or with the reference photo beside it (alone, or with the description). A
+pair whose description is missing is counted as failed and is wrong, but in numbers that end in ``_described``, where
+it is left out.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from lewis_core.config.evaluation import Control, RecognitionConfig, StatisticsC
 from lewis_core.evaluation import asking, io, metrics
 from lewis_core.evaluation.asking import Ask
 from lewis_core.evaluation.controls import (
+    IMAGE_AND_TEXT,
+    IMAGE_ONLY,
     NO_DESCRIPTION,
     NO_IMAGE,
     WRONG_DESCRIPTION,
@@ -40,8 +43,10 @@ from lewis_core.evaluation.statistics import (
 )
 from lewis_core.evaluation.verdict import by_mode
 from lewis_core.models.answers import YES_NO
+from lewis_core.models.pairs import pair_reference
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.prompts import PromptSet, prompt_set
+from lewis_core.prompts.visual import pair_prompt
 from lewis_core.records import ImageRecord, JsonObject
 from lewis_core.reporting import NullReporter, Reporter
 from lewis_core.seeding import stable_rng
@@ -49,7 +54,13 @@ from lewis_core.seeding import stable_rng
 POSITIVE, HARD, EASY = "none", "hard", "easy"
 DESCRIPTION = "description"
 USUAL_CONTROLS: tuple[Control, ...] = ("no-description",)
-KNOWN_CONTROLS: tuple[Control, ...] = (*USUAL_CONTROLS, "wrong-description", "no-image")
+KNOWN_CONTROLS: tuple[Control, ...] = (
+    *USUAL_CONTROLS,
+    "wrong-description",
+    "no-image",
+    "image-only",
+    "image-and-text",
+)
 Floats = NDArray[np.float64]
 
 
@@ -72,15 +83,20 @@ class Pair(NamedTuple):
     @property
     def failure(self) -> str | None:
         """Why the pair cannot be asked."""
-        return None if self.mode in {NO_DESCRIPTION, WRONG_DESCRIPTION} else self.described.failure
+        return None if self.mode in {NO_DESCRIPTION, WRONG_DESCRIPTION, IMAGE_ONLY} else self.described.failure
 
     @property
     def image(self) -> str | None:
-        """Photo beside the question."""
+        """Photo beside the question; with the reference photo to its left in the arms that show it."""
+        if self.mode in {IMAGE_ONLY, IMAGE_AND_TEXT}:
+            return pair_reference(self.described.entry.reference.path, self.photo.path)
         return None if self.mode == NO_IMAGE else self.photo.path
 
     def prompt(self, prompts: PromptSet) -> str:
         """Write the question."""
+        if self.mode in {IMAGE_ONLY, IMAGE_AND_TEXT}:
+            entry = self.described.entry
+            return pair_prompt(entry.category_word, None if self.mode == IMAGE_ONLY else entry.text)
         text = None if self.mode == NO_DESCRIPTION else (self.other or self.described).entry.text
         return prompts.recognition(self.described.entry.category_word, text)
 
@@ -364,6 +380,8 @@ def _notes(every: Sequence[Prediction], asked: Sequence[Prediction]) -> dict[str
         "control_majority_accuracy": "plain accuracy of the one answer that is right most often",
         "control_wrong_description": "weighted accuracy when another concept's description is put; chance 0.50",
         "control_no_image": "weighted accuracy without the photo; chance 0.50",
+        "control_image_only": "weighted accuracy with the reference photo beside the photo, and no description",
+        "control_image_and_text": "weighted accuracy with reference photo and description",
         "control_no_description": "weighted accuracy when the question holds no description",
         "control_no_description_hard": "the same against look-alikes only; 0.50 unless something leaks",
     }

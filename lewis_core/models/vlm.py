@@ -19,6 +19,7 @@ from lewis_core.listener.scoring import captured_mass, yes_log_odds, yes_probabi
 from lewis_core.models.answers import YES_NO, answer_token_ids
 from lewis_core.models.engine import Engine, Text, read_frame
 from lewis_core.models.images import ImageFolder, ImageSource
+from lewis_core.models.pairs import PairedImages
 from lewis_core.models.plain import PlainEngine
 from lewis_core.models.sampling import Sampling
 from lewis_core.models.shared_prefix import EngineOptions, SharedPrefixEngine
@@ -189,7 +190,7 @@ def open_model(ref: ModelRef, runtime: Runtime, images: Path | ImageSource) -> V
         num_workers=runtime.num_workers,
         cache_bytes=runtime.vision_cache_mib << 20,
     )
-    source = ImageFolder(images) if isinstance(images, Path) else images
+    source = PairedImages(ImageFolder(images) if isinstance(images, Path) else images)
     return VisionLanguageModel(model, processor, prompt_set(ref.prompts), source, engine=ref.engine, options=options)
 
 
