@@ -65,7 +65,7 @@ class GrpoConfig(FrozenConfig):
     """Passes over the data set, in place of ``max_steps``."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts of one update, over all processes and accumulation steps."""
-    num_generations: int = 8
+    num_generations: int = Field(default=8, json_schema_extra={"minimum": 2})
     """G: completions sampled for each prompt; their rewards are compared with each other."""
     micro_batch_prompts: int | None = Field(default=None, ge=1)
     """Prompts of one forward and backward pass; ``None``: by tokens. The loss is the same, but for ``bnpo``, which
