@@ -100,7 +100,8 @@ class Sender:
         """Address of a run for a browser; empty unless a server has it."""
         if key not in self.ids or not self.uri.startswith(("http://", "https://")):
             return ""
-        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment}/runs/{self.ids[key]}"
+        page = f"experiments/{self._experiment}/runs/{self.ids[key]}"
+        return f"{self.uri.rstrip('/')}/#/{page}?workflowType=machine_learning"  # not the pages for chat traces
 
     def _ignore(self, entry: JsonObject) -> None:
         """Entries that are only for people."""

@@ -58,7 +58,8 @@ def up(stack: Stack, keeper: Keeper) -> int:
             say(f"{part.name:<10}{'started' if is_new else 'was running'} at {part.address}")
             if part.name == "postgres" and stack.database is not None:
                 stack.database.make_databases()
-    say(f"\nPrefect   http://127.0.0.1:{stack.settings.prefect_port}\nMLflow    {stack.settings.mlflow_url}\n")
+    say(f"\nPrefect   http://127.0.0.1:{stack.settings.prefect_port}")
+    say(f"MLflow    {stack.settings.mlflow_url}/#/experiments?workflowType=machine_learning\n")
     say(f"source {shlex.quote(str(env_file(stack)))}     # points this shell at the stack; then")
     say("prefect deployment run full-pipeline")
     return 0
