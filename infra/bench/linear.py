@@ -81,18 +81,28 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         rows: Of :func:`run`.
         file: Where the picture goes.
     """
+    import numpy as np
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 4), layout="constrained")
+    series = {
+        "tokens that are computed": ("unique_tokens", "#1f6f8b", "o"),
+        "tokens of separate rows": ("separate_tokens", "#c46a3a", "s"),
+    }
     for axes, kind in zip(figure.subplots(1, 2), ("score", "update"), strict=True):
         found = [row for row in rows if row["part"] == "linear" and row["arm"].startswith(kind) and row["seconds"]]
-        series = {"unique tokens": ("unique_tokens", "#1f6f8b"), "separate rows": ("separate_tokens", "#c46a3a")}
-        for name, (key, color) in series.items():
-            points = sorted((row[key], row["seconds"] * 1e3) for row in found)
-            axes.plot(
-                [x for x, _ in points], [y for _, y in points], marker="o", linestyle="none", color=color, label=name
-            )
-        axes.set(xlabel="tokens", ylabel="milliseconds", title=kind, xlim=(0, None), ylim=(0, None))
+        times = [row["seconds"] * 1e3 for row in found]
+        for name, (key, color, marker) in series.items():
+            axes.plot([row[key] / 1e3 for row in found], times, marker, color=color, label=name)
+        tokens = [row["unique_tokens"] / 1e3 for row in found]
+        slope, start = np.polyfit(tokens, times, 1)
+        ends = np.array([0, max(tokens)])
+        label = f"{slope:.3g} ms a thousand + {start:.3g} ms"
+        axes.plot(ends, start + slope * ends, color="#1f6f8b", alpha=0.5, label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set(xlabel="thousand tokens", ylabel="milliseconds", title=kind, xlim=(0, None))
+        axes.set_ylim(0, 1.08 * max(times))
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="lower right")
     figure.savefig(file, dpi=120)

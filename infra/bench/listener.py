@@ -118,6 +118,16 @@ def flatten(scores: list[Any]) -> list[float]:
     return [value for game in scores for row in game.yes_probability for value in row]
 
 
+class Lent:
+    """A model that is given back: FastAPI keeps every application it has seen, and what that refers to."""
+
+    def __init__(self, facade: Any) -> None:
+        self.facade = facade
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["facade"], name)
+
+
 @contextmanager
 def serving(facade: VisionLanguageModel) -> Iterator[HttpModel]:
     """The product's service on a free port of this machine, with a client."""
@@ -126,8 +136,8 @@ def serving(facade: VisionLanguageModel) -> Iterator[HttpModel]:
     from lewis_core.listener.__main__ import bind
     from lewis_core.listener.service import create_app
 
-    socket = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(lambda: facade, model_name="bench"), log_config=None))
+    socket, lent = bind("127.0.0.1", 0), Lent(facade)
+    server = uvicorn.Server(uvicorn.Config(create_app(lambda: lent, model_name="bench"), log_config=None))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
     try:
@@ -137,6 +147,7 @@ def serving(facade: VisionLanguageModel) -> Iterator[HttpModel]:
     finally:
         server.should_exit = True
         thread.join()
+        del lent.facade
 
 
 def unique_groups(facade: VisionLanguageModel, pairs: list[tuple[str, str]]) -> list[Any]:

@@ -18,6 +18,7 @@ from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.models.attention import Layout, Span, use_shared_prefix
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import ImageFeatures, VisionEncoder, encoder_outputs
+from lewis_core.models.fusing import fuse
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
 from lewis_core.models.packing import IGNORE, Group, batches, last_logits, pack
@@ -52,6 +53,7 @@ class World:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.2)
+        fuse(adapted)
         self.models = {torch.float32: adapted.eval(), torch.float64: copy.deepcopy(adapted).double().eval()}
 
     def prompt(self, images: Sequence[int], dtype: torch.dtype) -> Prompt:
