@@ -83,7 +83,7 @@ class Stack:
         return torch.split(out.view(*x.shape[:-1], -1), self.sizes, -1)
 
 
-def stacks_of(model: nn.Module) -> list[Stack]:
+def stacks_of(model: Any) -> list[Stack]:
     """Find the stacks of a language model's layers; they are made at the first time, where they are worth it.
 
     Args:
@@ -101,6 +101,8 @@ def stacks_of(model: nn.Module) -> list[Stack]:
             stack = vars(home).get("stack")
             if stack is None or not stack.owns_weights():
                 stack = home.__dict__["stack"] = Stack(layers)
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()  # the old homes are too small for the next stack
             found.append(stack)
     return found
 
