@@ -3,7 +3,7 @@
 Identity comes from here, never from a path's position: a concept is named by ``category/name`` everywhere.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -214,14 +214,21 @@ def load_jsonl(path: Path, record_type: type[RecordT]) -> list[RecordT]:
     Raises:
         DataError: If a line is not such a record; names file, line and reason.
     """
-    records = []
+    return list(iter_jsonl(path, record_type))
+
+
+def iter_jsonl(path: Path, record_type: type[RecordT]) -> Iterator[RecordT]:
+    """Read records written by :func:`save_jsonl` one at a time.
+
+    Raises:
+        DataError: If a line is not such a record; names file, line and reason.
+    """
     with path.open("rb") as file:  # bytes: the validator says where they are no text
         for number, line in enumerate(file, 1):
             try:
-                records.append(record_type.model_validate_json(line))
+                yield record_type.model_validate_json(line)
             except ValueError as error:
                 raise DataError(f"{path}, line {number}: not a {record_type.__name__}: {error}") from error
-    return records
 
 
 def load_record(path: Path, record_type: type[RecordT]) -> RecordT:

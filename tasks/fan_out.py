@@ -20,7 +20,7 @@ from lewis_core.artifacts import PROVENANCE, ArtifactRef, ArtifactStore
 from lewis_core.config.pipeline import RunConfig
 from lewis_core.errors import ConfigError
 from lewis_core.records import Record
-from lewis_core.stages import Stage, find_result, run_stage, stage_key
+from lewis_core.stages import Stage, run_stage, stage_key
 from tasks.stage import StageCall, StageIdentity, docstring, runtime_values, short, title, to_json, track_result
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def map_on_ray(
         LewisError: Whatever ended a call.
         ConfigError: If Ray is not installed, or the cluster cannot be reached.
     """
-    found = [find_result(stage, run.store, call) for call in calls]
+    found = [run.find(stage, **call) for call in calls]
     missing = [index for index, ref in enumerate(found) if ref is None]
     if missing:
         task_of_stage = remote_task(stage).with_options(
@@ -112,6 +112,7 @@ def _record(
     with run.tracker.stage(name, tags) as tracked:
         track_result(tracked, stage, arguments, ref, wall_s)
     run.computed(name, wall_s, tracked.key)
+    run.mirror.push(ref)
 
 
 @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """Candidates → games: which photos the listener sees, in which order, and which one is the target."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.data import GamesConfig
 from lewis_core.errors import DataError
-from lewis_core.records import Game, JsonObject, load_jsonl, save_jsonl
+from lewis_core.records import Game, JsonObject, iter_jsonl, save_jsonl
 from lewis_core.retrieval.mining import CandidateRow
 from lewis_core.seeding import stable_rng
 
@@ -26,20 +27,31 @@ def build_games(candidates: list[ArtifactRef], output_dir: Path, config: GamesCo
     Raises:
         DataError: If there is no game, or too many queries are without one.
     """
-    rows = [row for ref in candidates for row in load_jsonl(ref.file("candidates.jsonl"), CandidateRow)]
-    problems = {index: problem for index, row in enumerate(rows) if (problem := find_problem(row, config))}
-    _check_share(rows, problems, config)
-    playable = [row for index, row in enumerate(rows) if index not in problems]
-    games = list(make_games(playable, config))
+    games: list[Game] = []
+    problems, num_queries, concepts, example = Counter[str](), 0, set[str](), ""
+    for ref in candidates:
+        rows = iter_jsonl(ref.file("candidates.jsonl"), CandidateRow)
+        for concept, found in groupby(rows, key=lambda row: row.concept):  # one concept's lines in memory at a time
+            if concept in concepts:
+                raise DataError(f"{ref.path}: the lines of {concept} are not together, or in two artifacts")
+            queries = list(found)
+            broken = [(row, problem) for row in queries if (problem := find_problem(row, config))]
+            problems.update(problem for _, problem in broken)
+            example = example or next((row.query.path for row, _ in broken), "")
+            num_queries += len(queries)
+            concepts.add(concept)
+            games += make_games((row for row in queries if not find_problem(row, config)), config)
+    _check_share(num_queries, problems, example, config)
+    games.sort(key=lambda game: game.concept)
     save_jsonl(output_dir / "games.jsonl", games)
     positions = Counter(game.target_index for game in games)
     return {
         "games": len(games),
         "concepts": len({game.concept for game in games}),
-        "concepts_without_game": sorted({row.concept for row in rows} - {game.concept for game in games}),
-        "queries": len(rows),
-        "degenerate_queries": len(problems),
-        "degenerate_reasons": dict(sorted(Counter(problems.values()).items())),
+        "concepts_without_game": sorted(concepts - {game.concept for game in games}),
+        "queries": num_queries,
+        "degenerate_queries": problems.total(),
+        "degenerate_reasons": dict(sorted(problems.items())),
         "target_positions": [positions[index] for index in range(config.num_candidates)],
     }
 
@@ -53,20 +65,19 @@ def find_problem(row: CandidateRow, config: GamesConfig) -> str | None:
     return None
 
 
-def _check_share(rows: Sequence[CandidateRow], problems: dict[int, str], config: GamesConfig) -> None:
+def _check_share(num_queries: int, problems: Counter[str], example: str, config: GamesConfig) -> None:
     """Stop when too many queries are without a game.
 
     Raises:
         DataError: If so, or if there are no queries at all; says why they are.
     """
-    if not rows:
+    if not num_queries:
         raise DataError("no query photos: no category has training concepts; see splits.min_concepts")
-    share = len(problems) / len(rows)
-    if share > config.max_degenerate_frac or len(problems) == len(rows):
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in Counter(problems.values()).most_common())
-        first = rows[min(problems)]
+    bad = problems.total()
+    if bad > config.max_degenerate_frac * num_queries or bad == num_queries:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in problems.most_common())
         raise DataError(
-            f"{len(problems)} of {len(rows)} query photos are without a game ({reasons}), e.g. {first.query.path}; "
+            f"{bad} of {num_queries} query photos are without a game ({reasons}), e.g. {example}; "
             f"games.max_degenerate_frac = {config.max_degenerate_frac:g} allows fewer. Add photos or concepts, lower "
             f"games.num_candidates = {config.num_candidates}, or raise mining.pool"
         )

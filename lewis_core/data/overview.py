@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -72,7 +73,7 @@ def draw_contact_sheet(catalog: Catalog, data_root: Path, num_workers: int = 1) 
         rows.append((f"negatives: {len(negatives)}", _spaced(negatives, PER_ROW)))
     if len(catalog.categories) > MAX_ROWS:
         rows.append((f"… and {len(catalog.categories) - MAX_ROWS} more categories", []))
-    font = ImageFont.load_default(12)
+    font = _load_font()
     width = _MARGIN + PER_ROW * (TILE + _MARGIN)
     sheet = Image.new("RGB", (width, sum(_row_height(images) for _, images in rows) + _MARGIN), _PAPER)
     draw, top = ImageDraw.Draw(sheet), _MARGIN
@@ -90,6 +91,16 @@ def draw_contact_sheet(catalog: Catalog, data_root: Path, num_workers: int = 1) 
     return sheet
 
 
+def _load_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans of matplotlib, which has Latin, Greek and Cyrillic letters; Pillow's own font has ASCII only."""
+    spec = find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        file = Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+        if file.is_file():
+            return ImageFont.truetype(file, 12)
+    return ImageFont.load_default(12)
+
+
 def _row_height(images: Sequence[ImageRecord]) -> int:
     return _LINE + (TILE + _MARGIN if images else 0)
 
@@ -101,7 +112,8 @@ def _row(category: str, catalog: Catalog) -> tuple[str, list[ImageRecord]]:
     shown = _spaced(concepts, PER_ROW)
     per_concept = [[*concept.train, *concept.test] for concept in shown]
     turns = [images[turn] for turn in range(PER_ROW) for images in per_concept if turn < len(images)]
-    return f"{category}: {len(concepts)} concepts, {photos} photos", turns[:PER_ROW]
+    concepts_word = "concept" if len(concepts) == 1 else "concepts"
+    return f"{category}: {len(concepts)} {concepts_word}, {photos} photos", turns[:PER_ROW]
 
 
 def _negatives(catalog: Catalog) -> list[ImageRecord]:

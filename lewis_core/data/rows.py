@@ -113,9 +113,9 @@ def listener_rows(
             f"dataset.cross_category_frac = {config.cross_category_frac:g}, but all games are of the category "
             f"{next(iter(by_category), 'none')!r}; set it to 0"
         )
-    for game in games:
+    for game, wanted in zip(games, _draw_kinds(len(games), config), strict=True):
         rng = stable_rng(config.seed, "pair", game.id, game.query.sha256)
-        kind, concept, image = _draw_other(game, by_category, config, rng)
+        kind, concept, image = _draw_other(game, wanted, by_category, rng)
         text = pair_prompt(words.name, game.category_word)
         parts = [("text", "Photo 1:"), ("image", None), ("text", "Photo 2:"), ("image", None), ("text", text)]
         yield {
@@ -130,13 +130,21 @@ def listener_rows(
         }
 
 
+def _draw_kinds(count: int, config: DatasetConfig) -> list[str]:
+    """Draw which pairs show the same thing and which show different categories: as many as the shares say."""
+    num_same = round(config.same_frac * count)
+    num_cross = round(config.cross_category_frac * (count - num_same))
+    kinds = [SAME] * num_same + [OTHER_CATEGORY] * num_cross + [LOOK_ALIKE] * (count - num_same - num_cross)
+    return [kinds[place] for place in stable_rng(config.seed, "kinds of pairs").permutation(count)]
+
+
 def _draw_other(
-    game: Game, by_category: dict[str, list[Game]], config: DatasetConfig, rng: np.random.Generator
+    game: Game, kind: str, by_category: dict[str, list[Game]], rng: np.random.Generator
 ) -> tuple[str, str, ImageRecord]:
-    """Draw the second photo of a pair: kind, concept and image."""
-    if rng.random() < config.same_frac:
+    """Draw the second photo of a pair: what it turned out to be, its concept, and the image."""
+    if kind == SAME:
         return SAME, game.concept, game.candidates[game.target_index]
-    if rng.random() < config.cross_category_frac:
+    if kind == OTHER_CATEGORY:
         others = [category for category in sorted(by_category) if category != game.category]
         there = by_category[others[int(rng.integers(len(others)))]]
         other = there[int(rng.integers(len(there)))]

@@ -131,3 +131,9 @@ def test_too_many_degenerate_queries_stop_the_run(tmp_path: Path) -> None:
 def test_no_game_is_an_error_whatever_the_limit(tmp_path: Path, rows: list[CandidateRow], message: str) -> None:
     with pytest.raises(DataError, match=message):
         build_games([publish(tmp_path, rows)], tmp_path, GamesConfig(max_degenerate_frac=1))
+
+
+def test_lines_of_a_concept_in_two_places_are_an_error(tmp_path: Path) -> None:
+    refs = [publish(tmp_path, [make_row()], "1"), publish(tmp_path, [make_row()], "2")]
+    with pytest.raises(DataError, match="are not together, or in two artifacts"):
+        build_games(refs, tmp_path, GamesConfig())

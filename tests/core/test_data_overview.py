@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lewis_core.data import overview
 from lewis_core.data.images import load_thumbnail
 from lewis_core.data.overview import MAX_ROWS, PER_ROW, TILE, describe_catalog, draw_contact_sheet
 from lewis_core.errors import ImageError
@@ -102,3 +103,9 @@ def test_a_thumbnail_is_upright(tmp_path: Path) -> None:
     assert isinstance(upper, tuple) and isinstance(lower, tuple)
     assert min(upper[2], lower[0]) > 190
     assert max(upper[0], lower[2]) < 10
+
+
+def test_labels_have_letters_of_many_languages() -> None:
+    font = overview._load_font()
+    drawn = {letter: bytes(font.getmask(letter)) for letter in "àéüñЖяΩ"}
+    assert len(set(drawn.values())) == len(drawn)  # a missing letter is always the same box
