@@ -13,7 +13,12 @@ from lewis_core.records import Catalog, load_record
 from lewis_core.seeding import stable_rng
 from lewis_core.stages import run_stage
 
-CATALOG, SPLIT, GAMES = CatalogConfig(), SplitConfig(), GamesConfig(num_candidates=3, games_per_concept=5)
+CATALOG, SPLIT, MINING, GAMES = (
+    CatalogConfig(),
+    SplitConfig(),
+    MiningConfig(),
+    GamesConfig(num_candidates=3, games_per_concept=5),
+)
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,13 @@ class Chain:
 
 
 def embed_by_name(store: ArtifactStore, catalog: ArtifactRef) -> ArtifactRef:
-    """Publish embeddings that depend on the pictures' digests only."""
+    """Publish embeddings, of negatives as well, that depend on the pictures' digests only."""
     import numpy as np
 
     from lewis_core.retrieval.embedding import distinct_images
     from lewis_core.retrieval.vectors import save_vectors
 
-    images = distinct_images(load_record(catalog.file("catalog.json"), Catalog))
+    images = distinct_images(load_record(catalog.file("catalog.json"), Catalog), with_negatives=True)
     matrix = np.stack([stable_rng(0, image.sha256).normal(size=8) for image in images]).astype(np.float32)
     matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
     with store.building("embed-images", "fake") as folder:
@@ -54,6 +59,7 @@ def run_chain(
     num_workers: int = 2,
     catalog_config: CatalogConfig = CATALOG,
     split_config: SplitConfig = SPLIT,
+    mining_config: MiningConfig = MINING,
     games_config: GamesConfig = GAMES,
     **dataset: Any,
 ) -> Chain:
@@ -65,6 +71,7 @@ def run_chain(
         num_workers: Workers of the stages.
         catalog_config: How photos are read.
         split_config: How concepts are split.
+        mining_config: How look-alikes are chosen.
         games_config: Which games are made.
         dataset: Settings of the data set.
 
@@ -77,7 +84,7 @@ def run_chain(
     splits = run_stage(SPLIT_CONCEPTS, store, {"catalog": catalog, "config": split_config})
     inputs = {"catalog": catalog, "splits": splits, "embeddings": embed_by_name(store, catalog)}
     candidates = tuple(
-        run_stage(MINE_DISTRACTORS, store, {**inputs, "category": category, "config": MiningConfig()})
+        run_stage(MINE_DISTRACTORS, store, {**inputs, "category": category, "config": mining_config})
         for category in load_record(catalog.file("catalog.json"), Catalog).categories
     )
     games = run_stage(BUILD_GAMES, store, {"candidates": list(candidates), "config": games_config})

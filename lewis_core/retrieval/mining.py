@@ -81,7 +81,9 @@ def mine_distractors(
     pictures = gather_pictures([concept for concept in training if concept.category == category], *vectors)
     elsewhere = [concept for concept in training if concept.category != category and config.cross_category_frac > 0]
     others = leave_out(gather_pictures(elsewhere, *vectors), pictures.images)
-    negatives = gather_negatives(pictures, content if config.negatives_frac > 0 else Catalog(concepts=()), *vectors)
+    negatives = (
+        gather_negatives(pictures, content, *vectors) if config.negatives_frac > 0 else None
+    )  # else not embedded
     reasons: Counter[str] = Counter()
 
     def counted() -> Iterator[CandidateRow]:

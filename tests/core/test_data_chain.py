@@ -20,7 +20,7 @@ from lewis_core.errors import ConfigError, DataError, ImageError
 from lewis_core.pipeline import BUILD_DATASET, MINE_DISTRACTORS
 from lewis_core.records import Game, Splits, load_jsonl, load_record
 from lewis_core.stages import run_stage
-from lewis_core.testing import write_photo_tree
+from lewis_core.testing import write_image, write_photo_tree
 
 
 @pytest.fixture
@@ -139,6 +139,30 @@ def test_listener_pairs_are_drawn_from_games(root: Path, tmp_path: Path) -> None
     card = chain.dataset.file("README.md").read_text()
     assert f"| same | {kinds['same']} | {kinds['same'] / 45:.1%} |" in card
     assert "| `photos` | list of string |" in card
+
+
+def test_negatives_become_distractors_and_pairs(root: Path, tmp_path: Path) -> None:
+    import datasets
+
+    for number, place in enumerate(sorted((root / "train").glob("*/*"))):
+        for seed in (1000 + number, 2000 + number):
+            write_image(place / "laion" / f"{seed}.jpg", seed)
+    mixed = MiningConfig(negatives_frac=0.5, cross_category_frac=0.2, easy_frac=0.2, mix="distractor")
+    chain = run_chain(root, tmp_path / "store", mining_config=mixed, role="listener")
+    games = load_jsonl(chain.games.file("games.jsonl"), Game)
+    kinds = Counter[str]()
+    for game in games:
+        for place, (image, concept) in enumerate(zip(game.candidates, game.candidate_concepts, strict=True)):
+            category = concept.partition("/")[0]
+            kind = "none" if not concept else "same" if category == game.category else "other"
+            kinds[kind] += place != game.target_index
+            assert ("/laion/" in image.path) == (kind == "none")
+            assert kind != "none" or image.path.startswith(f"train/{game.concept}/laion/")  # there are two of each
+    assert set(kinds) == {"none", "same", "other"}
+    assert min(kinds.values()) > 5
+    rows = datasets.load_from_disk(chain.dataset.path / "dataset")
+    assert {row["kind"] for row in rows} == {"same", "look-alike", "other category", "negative"}
+    assert all((row["kind"] == "negative") == ("/laion/" in row["photos"][1]) for row in rows)
 
 
 def test_pairs_of_categories_need_two_categories(tmp_path: Path) -> None:
