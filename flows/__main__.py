@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from lewis_core.errors import ConfigError, LewisError
+from lewis_core.storage import naming_storage_errors
 
 if TYPE_CHECKING:
     from lewis_core.config.pipeline import RunSettings
@@ -81,8 +82,10 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
     from tasks.prefect_server import ensure_prefect_server
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")
-    ensure_prefect_server(config.run.work_dir.absolute() / "logs" / "prefect-server.log")
-    result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
+    work_dir = config.run.work_dir.absolute()
+    with naming_storage_errors(work_dir):
+        ensure_prefect_server(work_dir / "logs" / "prefect-server.log")
+        result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
     return result
 
 

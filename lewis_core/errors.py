@@ -8,6 +8,7 @@ LewisError
 │   │   └── ImageAccessError    an image reference points outside of the image root
 │   └── QuarantineError         more images were set aside than the settings allow
 ├── ArtifactError               an artifact is missing, partial, damaged or of another kind
+├── StorageError                the disk is full, or a folder cannot be written
 ├── ModelError                  a checkpoint is missing, incomplete or of an unsupported architecture
 ├── DescriptionError            speaker text does not follow the thinking / coarse / detailed format
 ├── ListenerError               the model service answered wrongly, or refused the request
@@ -67,6 +68,10 @@ class QuarantineError(DataError):
 
 class ArtifactError(LewisError):
     """An artifact is missing, partial, damaged or of another kind."""
+
+
+class StorageError(LewisError):
+    """The disk is full, or a folder cannot be written."""
 
 
 class ModelError(LewisError):

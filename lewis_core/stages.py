@@ -32,6 +32,7 @@ from lewis_core.config.data import EncoderConfig
 from lewis_core.errors import ConfigError
 from lewis_core.records import JsonObject, Record
 from lewis_core.reporting import NullReporter, Reporter
+from lewis_core.storage import naming_storage_errors
 
 logger = logging.getLogger(__name__)
 RUNTIME_ARGUMENTS = ("output_dir", "work_dir", "cache_dir", "data_root", "runtime", "reporter", "service_url")
@@ -184,7 +185,7 @@ def run_stage(
     """
     function = stage.load()
     key = stage_key(stage, arguments)
-    with store.lock(stage.name, key):
+    with naming_storage_errors(store.root), store.lock(stage.name, key):
         if found := store.find(stage.name, key):
             logger.info("%s: nothing to do, %s is there", stage.name, found.path)
             return found
