@@ -107,6 +107,7 @@ class JobQueue:
         self._max_waiting, self._call_tokens, self._max_wait_s = max_waiting, call_tokens, max_wait_s
         self._waiting: deque[Job] = deque()
         self._pace: dict[Kind, float] = {}
+        self._call_ends = 0.0
         self._dropped: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -128,17 +129,24 @@ class JobQueue:
         wait_s = self.expected_wait_s()
         if len(self._waiting) >= self._max_waiting:
             raise busy(f"{len(self._waiting)} requests are waiting already", wait_s)
-        if self._waiting and wait_s > min(self._max_wait_s, job.deadline - time.monotonic()):
+        own_s = job.tokens_left * self._pace.get(job.kind, 0.0)
+        if wait_s and (wait_s > self._max_wait_s or wait_s + own_s > job.deadline - time.monotonic()):
             raise busy(f"about {wait_s:.1f} s of work are waiting already, too much for this request", wait_s)
         self._waiting.append(job)
 
     def expected_wait_s(self) -> float:
-        """Seconds until everything that waits now is done, about, from the pace of the last calls."""
-        return sum(job.tokens_left * self._pace.get(job.kind, 0.0) for job in self._waiting)
+        """Seconds until what is computed and what waits now is done, about, from the pace of the last calls.
+
+        It is 0 when nothing is there, so that somebody is let in even if the last calls were slow, and the pace is
+        learnt again.
+        """
+        current_s = max(0.0, self._call_ends - time.monotonic())
+        return current_s + sum(job.tokens_left * self._pace.get(job.kind, 0.0) for job in self._waiting)
 
     def learn(self, kind: Kind, tokens: int, seconds: float) -> None:
         """Take a call of the model into the pace."""
         pace = seconds / max(1, tokens)
+        self._call_ends = 0.0
         self._pace[kind] = pace + (1 - _SMOOTHING) * (self._pace.get(kind, pace) - pace)
 
     def prune(self) -> Counter[str]:
@@ -171,6 +179,9 @@ class JobQueue:
                 slices.append(Slice(job, start, stop))
         for one in slices:
             self._waiting.remove(one.job)
+        if slices:
+            pace = self._pace.get(slices[0].job.kind, 0.0)
+            self._call_ends = time.monotonic() + pace * sum(one.tokens for one in slices)
         return slices
 
     def put_back(self, jobs: Iterable[Job]) -> None:

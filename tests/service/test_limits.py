@@ -190,6 +190,19 @@ def test_a_queue_that_is_too_slow_refuses_at_the_door() -> None:
     assert queue.expected_wait_s() == pytest.approx(30 * 2 * 0.7)
 
 
+def test_the_call_that_runs_and_the_request_itself_are_counted_in() -> None:
+    queue = JobQueue(max_waiting=10, call_tokens=100, max_wait_s=500)
+    queue.learn("score", tokens=10, seconds=20)
+    queue.add(job())
+    assert len(queue.cut()) == 1  # 20 s of work are running, nothing waits
+    assert queue.expected_wait_s() == pytest.approx(20, abs=5)
+    with pytest.raises(Exception, match="of work are waiting already"):
+        queue.add(job(deadline=time.monotonic() + 30))  # 20 s, and 20 s for itself
+    queue.add(job(deadline=time.monotonic() + 60))
+    queue.learn("score", tokens=10, seconds=20)  # the call is over
+    assert queue.expected_wait_s() == pytest.approx(20)
+
+
 def test_what_waited_too_long_is_told_so() -> None:
     queue = JobQueue(max_waiting=10, call_tokens=100, max_wait_s=50)
     old, late, fresh = job(), job(), job()
