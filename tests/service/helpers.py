@@ -1,9 +1,12 @@
 """What several tests of the service share: an application in this process, and one behind a real socket."""
 
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi.testclient import TestClient
@@ -14,7 +17,16 @@ from lewis_core.listener.service import create_app
 from lewis_core.testing import FakeModel
 
 PATIENCE_S = 60
+COUNTS = os.environ.get("ROBUSTNESS_COUNTS")
+"""File that gets the number of inputs tried; ``python -m infra.robustness inputs`` names it."""
 GAME = {"candidates": ["a.jpg", "b.jpg"], "descriptions": ["red", "blue", "green"]}
+
+
+def count(what: str, number: int, **facts: Any) -> None:
+    """Note how many inputs were tried, if somebody wants to know."""
+    if COUNTS:
+        with Path(COUNTS).open("a") as file:
+            file.write(json.dumps({"what": what, "number": number, **facts}) + "\n")
 
 
 def wait_for(condition: Callable[[], Any], what: str = "") -> Any:
