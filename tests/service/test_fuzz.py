@@ -3,6 +3,7 @@
 Requests are made from the published OpenAPI document, valid and invalid ones, by schemathesis, against a real socket.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 
 from lewis_core.models.images import ImageFolder
 from lewis_core.testing import FakeModel, write_image
-from tests.service.helpers import listening
+from tests.service.helpers import count, listening
 
 schemathesis.checks.load_all_checks()
-EXAMPLES = 12
+EXAMPLES = int(os.environ.get("ROBUSTNESS_EXAMPLES", "12"))
 CHECKED = [
     schemathesis.checks.CHECKS.get_one(name)
     for name in ("status_code_conformance", "content_type_conformance", "response_schema_conformance")
@@ -92,6 +93,8 @@ def test_the_contract_holds_whatever_is_sent(contract: Any, operation: str, vali
         case.validate_response(response, checks=CHECKED)
 
     holds()
+    count("requests made from the contract, valid" if valid else "requests made from the contract, invalid",
+          statuses.total(), statuses={str(key): value for key, value in statuses.items()})  # fmt: skip
     assert max(statuses) < 500 or set(statuses) <= {200, 403, 413, 422, 504}  # a deadline may be that short
     if not valid:
         assert set(statuses) & {400, 422}, "nothing invalid was sent"

@@ -22,7 +22,7 @@ from lewis_core.listener.limits import ServiceLimits
 from lewis_core.models.vlm import open_model
 from lewis_core.seeding import stable_seed
 from lewis_core.testing import FakeModel, write_image
-from tests.service.helpers import serving
+from tests.service.helpers import count, serving
 
 NUM_PHOTOS = 6
 Request = tuple[str, dict[str, Any]]
@@ -136,6 +136,7 @@ def test_a_thousand_requests_get_the_answers_that_they_get_alone() -> None:
     assert {answer.status_code for answer, _ in answered} == {200, 422}
     for answer, right in answered:
         assert (answer.status_code, content(answer)) == (right.status_code, content(right))
+    count("requests at once, compared with serial answers (fake model)", len(answered))
     assert model.calls < 900, "requests did not share calls"
 
 
@@ -173,3 +174,4 @@ def test_the_pocket_model_answers_as_it_does_alone(photos: Path) -> None:
     assert {200, 422} == {answer.status_code for answer in answers}
     for answer, right in zip(answers, expected, strict=True):
         assert is_close(content(answer), content(right)), (content(answer), content(right))
+    count("requests at once, compared with serial answers (pocket model)", len(answers))
