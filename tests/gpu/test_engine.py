@@ -3,6 +3,10 @@
 Needs nothing but ``lewis_core`` and its models' dependencies: ``python -m pytest --noconftest tests/gpu -q``.
 """
 
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process takes one GPU; to be said before torch looks
+
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

@@ -3,6 +3,10 @@
 Runs where torch finds a GPU: ``python -m pytest --noconftest tests/gpu -q``.
 """
 
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one process takes one GPU; to be said before torch looks
+
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
