@@ -5,7 +5,7 @@ that only decodes needs neither. The base weights are never changed: layers poin
 comes back is the same to the last bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lewis_core.models.features import backbone
 from lewis_core.models.fusing import has_kernels
-from lewis_core.models.stacking import stacks_of
+from lewis_core.models.stacking import Stack, stacks_of
 
 
 class WritingWeights:
@@ -34,6 +34,8 @@ class WritingWeights:
         self._layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._text = backbone(model).language_model
         self._copies: dict[int, Tensor] = {}
+        self.state: tuple[Any, ...] = ()
+        """Which tensors a step of decoding reads: a CUDA graph is good for as long as this stays the same."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -44,6 +46,7 @@ class WritingWeights:
         try:
             for stack in stacks:
                 stack.is_active = stack.refresh()
+            self.state = self._look(stacks)
             stacked = {layer for stack in stacks if stack.is_active for layer in stack.layers}
             for layer in self._layers:
                 if layer in stacked:
@@ -71,6 +74,10 @@ class WritingWeights:
                 layer.merged_adapters.clear()
             for parameter, original in swapped:
                 parameter.data = original
+
+    def _look(self, stacks: Sequence[Stack]) -> tuple[Any, ...]:
+        adapters = (() if layer.disable_adapters else tuple(layer.active_adapters) for layer in self._layers)
+        return *adapters, *(id(stack) if stack.is_active else 0 for stack in stacks)
 
     def _keep(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """Put a value where the last one of this parameter was."""

@@ -82,6 +82,7 @@ class Sampler:
         self._eos, self._banned = frozenset(eos_ids), tuple(banned)
         self._fixed: bool = backbone(model).device.type == "cuda" if fixed_shapes is None else fixed_shapes
         self._weights = WritingWeights(model)
+        self._state = self._weights.state
         self._tables: OrderedDict[Shape, Table] = OrderedDict()
 
     @torch.no_grad()
@@ -110,6 +111,9 @@ class Sampler:
         self._model.eval()  # no dropout, and no checkpointing
         try:
             with self._weights.active():
+                if self._weights.state != self._state:
+                    self.clear()  # graphs of other adapters, or of weights that have moved
+                self._state = self._weights.state
                 for prompt, rows in self._run(prompts, prompt_of_row, sampling):
                     found.update(rows)
                     if finished is not None:

@@ -212,6 +212,16 @@ def test_an_adapter_is_part_of_what_is_sampled_and_no_weight_changes(world: Worl
         assert ids_of(written) != base
         for prompt, completion in zip(world.prompts, written, strict=False):
             assert world.logits(prompt, completion.ids)[:-1].argmax(-1).tolist() == completion.ids  # layers in place
+        kept = Sampler(
+            adapted, image_token_id=world.image, pad_id=0, eos_ids=NEVER, banned=world.banned, fixed_shapes=True
+        )
+        kept.sample(world.prompts, rows, greedy)
+        [table] = kept._tables.values()
+        kept.sample(world.prompts, rows, greedy)
+        assert list(kept._tables.values()) == [table]
+        with adapted.disable_adapter():
+            assert ids_of(kept.sample(world.prompts, rows, greedy)) == base
+        assert list(kept._tables.values()) != [table]  # whose graphs would still have the adapter
     finally:
         adapted.unload()
 
