@@ -127,8 +127,10 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     if run.config.dataset.role != "speaker":
         raise ConfigError('a speaker is trained on games: set dataset.role = "speaker"')
     listener = run.service(LISTENER, config.listener)
-    adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, dataset=dataset, config=config)
-    run.stop_services(keep=[ref for ref in evaluation_models(run) if ref == config.listener])
+    held_out = run.service(INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
+    adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, held_out=held_out, dataset=dataset, config=config)
+    asked = (config.listener, config.held_out_listener)
+    run.stop_services(keep=[ref for ref in evaluation_models(run) if ref in asked])
     numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
     run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers)
     return adapter

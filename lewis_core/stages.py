@@ -35,7 +35,10 @@ from lewis_core.reporting import NullReporter, Reporter
 from lewis_core.storage import naming_storage_errors
 
 logger = logging.getLogger(__name__)
-RUNTIME_ARGUMENTS = ("output_dir", "work_dir", "cache_dir", "data_root", "runtime", "reporter", "service_url")
+RUNTIME_ARGUMENTS = (
+    *("output_dir", "work_dir", "cache_dir", "data_root", "runtime", "reporter"),
+    *("service_url", "held_out_url"),
+)
 """Where and how, never what: may differ between two runs with the same result."""
 ASSETS = (".j2", ".css", ".js")
 """Files that are source although they are no modules."""

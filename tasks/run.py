@@ -72,7 +72,13 @@ class PipelineRun(Generic[ConfigT]):
         self._lock = threading.Lock()
 
     def stage(
-        self, stage: Stage, /, label: str = "", service: Service | None = None, **arguments: object
+        self,
+        stage: Stage,
+        /,
+        label: str = "",
+        service: Service | None = None,
+        held_out: Service | None = None,
+        **arguments: object,
     ) -> ArtifactRef:
         """Run a stage as a Prefect task, or take what is there.
 
@@ -80,19 +86,23 @@ class PipelineRun(Generic[ConfigT]):
             stage: Which.
             label: What tells this call from others of the same stage.
             service: The model that it asks.
+            held_out: A second model, which only measures.
             arguments: What identifies it.
 
         Returns:
             Handle to its artifact.
         """
-        return self.submit(stage, label, service, **arguments).result()
+        return self._submit(stage, arguments, StageCall(self, label, service, held_out)).result()
 
     def submit(
         self, stage: Stage, /, label: str = "", service: Service | None = None, **arguments: object
     ) -> "PrefectFuture[ArtifactRef]":
         """Like :meth:`stage`, in a thread of the task runner."""
-        prepared = self._prepare(stage, label, arguments)
-        return prepared.submit(arguments, Opaque(StageCall(self, label, service)))
+        return self._submit(stage, arguments, StageCall(self, label, service))
+
+    def _submit(self, stage: Stage, arguments: dict[str, object], call: StageCall) -> "PrefectFuture[ArtifactRef]":
+        prepared = self._prepare(stage, call.label, arguments)
+        return prepared.submit(arguments, Opaque(call))
 
     def map(self, stage: Stage, /, over: str, values: Sequence[str], **arguments: object) -> list[ArtifactRef]:
         """Run a stage once for each value of one argument, on threads or on a Ray cluster (``run.fan_out``).

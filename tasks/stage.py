@@ -61,6 +61,8 @@ class StageCall:
     """What tells it from other calls of the same stage, e.g. a category or a speaker."""
     service: Service | None = None
     """The model that it asks."""
+    held_out: Service | None = None
+    """A second model, which only measures."""
 
 
 class Opaque:
@@ -190,6 +192,8 @@ def runtime_values(call: StageCall) -> dict[str, object]:
         values["data_root"] = call.run.data_root
     if call.service is not None:
         values["service_url"] = call.service.ensure()
+    if call.held_out is not None:
+        values["held_out_url"] = call.held_out.ensure()
     return values
 
 

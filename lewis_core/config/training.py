@@ -100,6 +100,13 @@ class TrainSpeakerConfig(GrpoConfig):
     """The frozen listener that judges descriptions."""
     rewards: RewardsConfig = RewardsConfig()
     """What is rewarded."""
+    held_out_listener: ModelRef | None = None
+    """A second listener, best of another family, that is asked now and then and never trained against; ``None``:
+    nobody is."""
+    held_out_steps: int = Field(default=20, ge=1)
+    """Updates between its measurements."""
+    held_out_games: int = Field(default=32, ge=1)
+    """Training games that it is always asked about, with one new description each."""
     patience: PatienceConfig = PatienceConfig()
     """How long training waits for a listener that does not answer."""
 

@@ -35,6 +35,8 @@ PANELS = (
           re.compile(r"rewards?/(.+?)(?:_reward)?(?:/mean)?")),
     Panel("Listener accuracy", "share of completions", "how often the listener ranks the target first",
           re.compile(r"(?:listener[/_])?(?:game[/_])?accuracy"), (0.0, 1.0)),
+    Panel("Held-out listener", "share of completions", "both listeners on the same texts; a gap is a private code",
+          re.compile(r"held_out/((?:listener_)?accuracy)"), (0.0, 1.0)),
     Panel("Distance from the base", "nats per token", "KL divergence from the untrained speaker",
           re.compile(r"(?:train/)?kl(?:/mean)?"), (0.0,)),
     Panel("Length", "tokens", "mean length of a completion",

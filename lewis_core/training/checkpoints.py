@@ -106,33 +106,39 @@ def write_failure(error: BaseException) -> str | None:
     return str(error).splitlines()[0] if is_torchs or isinstance(error, SafetensorError) else None
 
 
-class LastStep(TrainerCallback):
-    """Remembers what a checkpoint of the last finished step has to hold although the next one has begun."""
+class RandomStates:
+    """The states of all random generators, as they are now."""
 
     def __init__(self) -> None:
-        self._python: Any = None
-        self._numpy: Any = None
-        self._torch: Any = None
-        self._cuda: list[Any] = []
-        self._tokens = 0
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Remember the states of the random generators, and the counter of tokens."""
         self._python, self._numpy = random.getstate(), np.random.get_state()
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        self._tokens = state.num_input_tokens_seen
 
-    def rewind(self, state: TrainerState) -> None:
-        """Undo what the unfinished step has done to them."""
-        if self._torch is None:
-            return
+    def restore(self) -> None:
+        """Make them so again."""
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)
-        state.num_input_tokens_seen = self._tokens
+
+
+class LastStep(TrainerCallback):
+    """Remembers what a checkpoint of the last finished step has to hold although the next one has begun."""
+
+    def __init__(self) -> None:
+        self._random: RandomStates | None = None
+        self._tokens = 0
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Remember the states of the random generators, and the counter of tokens."""
+        self._random, self._tokens = RandomStates(), state.num_input_tokens_seen
+
+    def rewind(self, state: TrainerState) -> None:
+        """Undo what the unfinished step has done to them."""
+        if self._random is not None:
+            self._random.restore()
+            state.num_input_tokens_seen = self._tokens
 
 
 def _sync(path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from lewis_core.training.processes import join_process_group
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainerCallback
 
     from lewis_core.training.trainer import SpeakerTrainer
 
@@ -45,6 +46,7 @@ def run_training(
     reporter: Reporter,
     facts: JsonObject,
     lineage: JsonObject | None = None,
+    watchers: Sequence["Callable[[SpeakerTrainer], TrainerCallback]"] = (),
 ) -> JsonObject:
     """Train, from the newest checkpoint if there is one, and write the results.
 
@@ -60,6 +62,7 @@ def run_training(
         reporter: Receives metrics, sample completions, progress.
         facts: Added to the summary.
         lineage: What the model card says of the origin: digests, and who judged.
+        watchers: Make further callbacks for the trainer.
 
     Returns:
         The summary, and shares of the steps' time (``…_share``), which the file ``summary.json`` does not have.
@@ -79,6 +82,8 @@ def run_training(
         trainer = build_trainer_of(rows, rewards, weights, work_dir, config, data_root, runtime)
         del kept  # the trainer's own arguments say from here on how weights are spread
         observe(trainer, reporter, work_dir, config, ImageFolder(data_root))
+        for watcher in watchers:
+            trainer.add_callback(watcher(trainer))
         trainer.add_callback(stop)
         if checkpoint:
             logger.info("training goes on from %s", checkpoint.name)

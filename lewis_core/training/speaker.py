@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lewis_core.artifacts import ArtifactRef, digest_json
 from lewis_core.config.base import Runtime
 from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.listener.client import HttpModel
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
@@ -21,9 +22,12 @@ from lewis_core.training.session import build_trainer_of, run_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainerCallback
 
     from lewis_core.training.trainer import SpeakerTrainer
 
+HELD_OUT_OUTAGE_S = 10.0
+"""Longest wait for a held-out listener that does not answer: it costs a measurement, and training goes on."""
 COLUMNS = ("prompt", "query", "candidates", "target_index", "category_word")
 
 
@@ -36,6 +40,7 @@ def train_speaker(
     service_url: str | None,
     runtime: Runtime,
     reporter: Reporter,
+    held_out_url: str | None = None,
 ) -> JsonObject:
     """Train a LoRA adapter (stage ``train-speaker``).
 
@@ -48,6 +53,7 @@ def train_speaker(
         service_url: Address of the listener's service; ``None`` only if the listener's reward has weight 0.
         runtime: Device, threads.
         reporter: Receives metrics, sample completions, progress.
+        held_out_url: Address of the held-out listener's service, if there is one.
 
     Returns:
         Steps, completions, and the mean reward and listener accuracy of the first and last steps.
@@ -62,12 +68,16 @@ def train_speaker(
     """
     check_batches(config)
     rows = load_rows(dataset.path / "dataset", config, COLUMNS)
-    listener = None
+    listener = held_out = None
     if config.rewards.listener.weight > 0 and service_url:
-        from lewis_core.listener.client import HttpModel
-
         listener = HttpModel(service_url, outage_s=config.patience.outage_s, deadline_s=config.patience.busy_s)
-    return train_on_rows(rows, listener, output_dir, work_dir, config, data_root, runtime, reporter, dataset.digest)
+    if config.held_out_listener is not None and held_out_url:
+        held_out = HttpModel(held_out_url, outage_s=HELD_OUT_OUTAGE_S, deadline_s=config.patience.busy_s)
+    return train_on_rows(
+        *(rows, listener, output_dir, work_dir, config, data_root, runtime, reporter),
+        dataset_digest=dataset.digest,
+        held_out=held_out,
+    )
 
 
 def train_on_rows(
@@ -80,6 +90,7 @@ def train_on_rows(
     runtime: Runtime,
     reporter: Reporter,
     dataset_digest: str = "",
+    held_out: AnsweringModel | None = None,
 ) -> JsonObject:
     """Train on rows that are in memory, with any listener; else as :func:`train_speaker`."""
     rewards, weights = build_rewards(config.rewards, listener)
@@ -91,8 +102,16 @@ def train_on_rows(
         "base weights": digest_json(identity(config.model)),
         "listener": f"{config.listener.path} ({digest_json(identity(config.listener))[:12]})",
     }
+
+    def watch(trainer: "SpeakerTrainer") -> "TrainerCallback":
+        from lewis_core.training.held_out import HeldOutCallback, choose_games
+
+        assert held_out is not None
+        return HeldOutCallback(trainer, choose_games(trainer.train_dataset, config), listener, held_out, config)
+
     return run_training(
-        rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage
+        *(rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage),
+        watchers=[watch] if held_out is not None else [],
     )
 
 

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or loses its listener equals one that is not: on the pocket models, bit for bit."""
 
+import json
 import os
 import resource
 import signal
@@ -16,8 +17,11 @@ from lewis_core.errors import CheckpointError, ListenerUnavailableError, Watchdo
 from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.vlm import open_model
 from lewis_core.reporting import NullReporter
+from lewis_core.rewards.trl import Judgement
+from lewis_core.testing import FakeModel
 from lewis_core.training.callbacks import COMPLETIONS, METRICS
 from lewis_core.training.checkpoints import newest_checkpoint
+from lewis_core.training.held_out import choose_games, summarise
 from lewis_core.training.journal import read_rows
 from lewis_core.training.speaker import train_on_rows
 from lewis_core.training.trainer import SpeakerTrainer
@@ -72,14 +76,22 @@ class Place:
         """Folder of a run's checkpoints."""
         return self.folder / name / "work"
 
-    def train(self, name: str, at: Mapping[int, Callable[[], None]] = {}, listener: Any = None, **changes: Any) -> Any:
+    def train(
+        self,
+        name: str,
+        at: Mapping[int, Callable[[], None]] = {},
+        listener: Any = None,
+        held_out: Any = None,
+        **changes: Any,
+    ) -> Any:
         """Train, or go on training."""
         output, work = self.folder / name / "output", self.work(name)
         for folder in (output, work):
             folder.mkdir(parents=True, exist_ok=True)
         config = settings(max_steps=STEPS, **changes)
         return train_on_rows(
-            self.rows, listener or self.listener, output, work, config, self.photos, RUNTIME, Interrupting(at)
+            *(self.rows, listener or self.listener, output, work, config, self.photos, RUNTIME, Interrupting(at)),
+            held_out=held_out,
         )
 
     def results(self, name: str) -> dict[str, bytes]:
@@ -233,3 +245,34 @@ def test_completions_that_are_used_for_two_updates_are_not_torn_apart(place: Pla
     assert step_of_newest(place, "again") == 4
     place.train("again", **changes)
     assert place.results("again") == place.results("twice")
+
+
+def test_a_held_out_listener_is_asked_about_the_same_games_and_changes_nothing(
+    place: Place, whole: dict[str, bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = FakeModel(says_yes=lambda image, text: 0.9 if image.endswith("/0.jpg") and "mug" in image else 0.2)
+    held_out = Mortal(other, lost_at=[3])
+    place.train("held", held_out=held_out, held_out_steps=2, held_out_games=3)
+    rows = read_rows(place.work("held") / METRICS)
+    measured = {row["step"]: row for row in rows if "held_out/accuracy" in row}
+    assert sorted(measured) == [1, 2, 6]  # at step 4 it was away: no number is made up
+    assert "the held-out listener is not measured at this step" in caplog.text
+    for row in measured.values():
+        assert row["held_out/gap"] == row["held_out/listener_accuracy"] - row["held_out/accuracy"]
+        assert 0 <= row["held_out/read_frac"] <= 1
+    without = [{k: v for k, v in row.items() if not k.startswith("held_out/")} for row in rows]
+    assert without == [json.loads(line) for line in whole[METRICS].decode().splitlines()]
+    assert place.results("held")["adapter/adapter_model.safetensors"] == whole["adapter/adapter_model.safetensors"]
+    games = choose_games(place.rows, settings(held_out_games=3))
+    assert games == choose_games(place.rows, settings(held_out_games=3))
+    assert len({game["game_id"] for game in games}) == 3
+
+
+def test_numbers_of_a_listener_by_hand() -> None:
+    sure = Judgement((2.0, 0.0), (0.9, 0.5), (1.0, 1.0))
+    found = summarise([sure, None, sure, sure], [0, 0, 1, 0])
+    assert found["accuracy"] == 0.5  # found, unreadable, not found, found
+    share = 1 / (1 + np.exp(-2.0))
+    assert found["posterior"] == pytest.approx((share + (1 - share) + share) / 3)
+    assert found["target_yes"] == pytest.approx((0.9 + 0.5 + 0.9) / 3)
+    assert summarise([None], [0]) == {"accuracy": 0.0}
