@@ -10,6 +10,7 @@ LewisError
 ├── ArtifactError               an artifact is missing, partial, damaged or of another kind
 ├── StorageError                the disk is full, or a folder cannot be written
 ├── ModelError                  a checkpoint is missing, incomplete or of an unsupported architecture
+│   └── MergeError              an adapter that is merged into its base answers otherwise than beside it
 ├── DescriptionError            speaker text does not follow the thinking / coarse / detailed format
 ├── ListenerError               the model service answered wrongly, or refused the request
 │   ├── ListenerDeadlineError   the answer was not ready when the request's own deadline had passed
@@ -76,6 +77,10 @@ class StorageError(LewisError):
 
 class ModelError(LewisError):
     """A checkpoint is missing, incomplete or of an unsupported architecture."""
+
+
+class MergeError(ModelError):
+    """An adapter that is merged into its base answers otherwise than beside it."""
 
 
 class DescriptionError(LewisError):
