@@ -70,6 +70,8 @@ def judge(
             warnings.append(
                 f"control arm {mode.replace('_', ' ')}: {text}; something else than the memory gives it away"
             )
+        if asked and (text := _many_invalid(asked)):
+            warnings.append(f"control arm {mode.replace('_', ' ')}: {text}")
     return Judgement("; ".join(phrases), (*warnings, *_failures(predictions)))
 
 
@@ -143,10 +145,13 @@ def _habits(mode: str, asked: Sequence[Prediction]) -> list[str]:
     ties = sum(len(set(values)) == 1 for p in asked if len(values := p.scores or p.probabilities) > 1) / len(asked)
     if ties >= MANY_TIES:
         found.append(f"all options get the same score in {ties:.0%} of the items; a tie counts as wrong")
+    return [*found, *filter(None, [_many_invalid(asked)])]
+
+
+def _many_invalid(asked: Sequence[Prediction]) -> str:
+    """Say how many answers are invalid; nothing when they are few."""
     invalid = sum(prediction.answered is None for prediction in asked) / len(asked)
-    if invalid >= MANY_INVALID:
-        found.append(f"{invalid:.0%} of the answers are invalid and count as wrong")
-    return found
+    return f"{invalid:.0%} of the answers are invalid and count as wrong" if invalid >= MANY_INVALID else ""
 
 
 def constant_answer(asked: Sequence[Prediction]) -> str | None:

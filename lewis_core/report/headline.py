@@ -119,7 +119,8 @@ def _headline_of_seeds(data: ReportData, change: Change, seeds: SeedMetric, clai
     if seeds.test and not is_significant(seeds.test):
         title = f"No clear difference. {title}"
     values = ", ".join(labels.format_value(name, value) for value in seeds.values)
-    sentences = [f"{_measured(change)[:-1]}, by each of {labels.count(number, 'seed')} ({values})."]
+    measured, semicolon, guessing = _measured(change).rstrip(".").partition(";")
+    sentences = [f"{measured}, by each of {labels.count(number, 'seed')} ({values}){semicolon}{guessing}."]
     sentences += [_how_sure(seeds.test)] if seeds.test else []
     for other in _other_listeners(data):
         found = find_change(data, change.evaluation.result.evaluation, (name,), other)

@@ -113,3 +113,10 @@ def test_a_control_that_should_know_nothing_and_does_is_a_leak() -> None:
     assert warning.startswith("control arm blind: better than chance (1.00 against 0.50 by chance)")
     guessed = [item(n, n % 2, 0, tags={"mode": "blind"}) for n in range(30)]
     assert judge("vqa", [], guessed, STATISTICS).warnings == ()
+
+
+def test_a_control_arm_that_gets_no_answers_says_so() -> None:
+    silent = [item(n, n % 2, None if n < 27 else 0, tags={"mode": "image_only"}) for n in range(30)]
+    assert judge("recognition", [], silent, STATISTICS).warnings == (
+        "control arm image only: 90% of the answers are invalid and count as wrong",
+    )
