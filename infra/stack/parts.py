@@ -104,7 +104,7 @@ class Stack:
             [*command, "--type", "process"],
             lambda: is_online(self.settings.prefect_api, pool, name),
             f"pool {pool}",
-            env=self.client_env(),
+            env={**self.client_env(), "PREFECT_WORKER_QUERY_SECONDS": "2"},  # looks for runs as often
             keeps_orphans=True,  # runs, which can end well without it
         )
 
