@@ -188,6 +188,8 @@ def compute(
 def runtime_values(call: StageCall) -> dict[str, object]:
     """Folders, device and service of this run; the service is started if it does not run."""
     values: dict[str, object] = {"runtime": call.run.config.run.runtime}
+    if (shared := call.run.config.run.cache_dir) is not None:
+        values["cache_dir"] = shared.expanduser().absolute()
     if call.run.data_root is not None:
         values["data_root"] = call.run.data_root
     if call.service is not None:

@@ -70,6 +70,9 @@ class RunConfig(FrozenConfig):
     """Shown in Prefect and MLflow."""
     work_dir: Path = Path("runs/default")
     """Folder of artifacts, logs and the embedded tracking database."""
+    cache_dir: Path | None = None
+    """Folder of embeddings, and of what is known of photos' files, for runs in any work folder; ``None``: each work
+    folder has its own."""
     runtime: Runtime = Runtime()
     """Device, workers, threads."""
     tracking: TrackingConfig = TrackingConfig()

@@ -99,11 +99,12 @@ def best_columns(scores: NDArray[np.float32], count: int, exact: Callable[[Indic
     if count >= columns:
         order = np.tile(np.arange(columns), (rows, 1))
     else:
-        order = np.argpartition(-scores, (count - 1, count), axis=1)[:, : count + 1]
-        edge = np.take_along_axis(scores, order[:, count - 1 :], axis=1)
+        place = columns - count - 1  # what is left out first; the chosen ones are behind it
+        last = np.argpartition(scores, place, axis=1)[:, place:]
+        values = np.take_along_axis(scores, last, axis=1)
         with np.errstate(invalid="ignore"):  # two times minus infinity
-            doubtful = np.flatnonzero(edge[:, 0] - edge[:, 1] < DOUBT)
-        order = order[:, :count].copy()
+            doubtful = np.flatnonzero(values[:, 1:].min(axis=1) - values[:, 0] < DOUBT)
+        order = last[:, 1:].copy()
         for part in blocks(len(doubtful), columns):
             some = doubtful[part]
             order[some] = np.argsort(-exact(some), axis=1, kind="stable")[:, :count]

@@ -269,3 +269,21 @@ def test_automatic_precision_is_decided_before_a_stage_sees_it(
     assert (found.training.model.dtype, found.training.listener.dtype) == (expected, expected)
     assert (found.evaluation.answering.dtype, found.evaluation.speakers[0].model.dtype) == (expected, expected)
     assert found.evaluation.independent == said
+
+
+def test_runs_in_different_work_folders_may_share_what_they_know(config: PipelineConfig, tmp_path: Path) -> None:
+    from tasks.stage import StageCall, runtime_values
+
+    with pipeline_run(config, "shared") as run:
+        assert "cache_dir" not in runtime_values(StageCall(run))
+    shared = config.run.model_copy(update={"cache_dir": tmp_path / "shared"})
+    with pipeline_run(config.model_copy(update={"run": shared}), "shared") as run:
+        assert runtime_values(StageCall(run))["cache_dir"] == tmp_path / "shared"
+        known = Stage("know", "tests.orchestration.stand_ins:know", isolated=True)
+
+        @flow
+        def ask() -> ArtifactRef:
+            return run.stage(known, config=CountConfig(log=str(tmp_path / "log")))
+
+        ask()
+    assert (tmp_path / "shared" / "known.txt").read_text() == "1"
