@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infra.bench import load
+from infra.bench.load_service import hardware
 from infra.robustness.trial import ROOT, SAME
 
 PAGE = ROOT / "infra/docs/robustness.md"
@@ -31,7 +32,7 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
         out: Folder of results.
         rows: Trials of faults.
     """
-    parts = [f"{datetime.now(UTC):%Y-%m-%d}, {load.hardware('cpu')}, Python {platform.python_version()}."]
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}, {hardware('cpu')}, Python {platform.python_version()}."]
     parts += [
         faults(rows),
         inputs(out / "inputs.jsonl"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.artifacts import MANIFEST, PROVENANCE, ArtifactRef, ArtifactStore
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.reporting import EVENT_PREFIX
 from tasks.services import ModelService, listener_command
@@ -22,6 +23,8 @@ from tasks.services import ModelService, listener_command
 ROOT = Path(__file__).parents[2]
 LONGEST_S = 600
 SAME = "same result"
+ONLY_IN_FLOWS = ("mine-distractors",)
+"""Stages whose arguments cannot be handed to another process."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +104,15 @@ class Workshop:
         if not (self.warm / "done").is_file():
             shutil.rmtree(self.warm, ignore_errors=True)
             command = [sys.executable, "-m", "infra.robustness.warm", str(self.warm)]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+            (self.warm / "flow.json").write_bytes(done.stdout)
             (self.warm / "done").write_text("")
 
     def calls(self) -> list[Call]:
-        """All recorded stages, in the order in which the store can be filled."""
+        """Recorded stages that can be run alone, in the order in which the store can be filled."""
         files = sorted((self.warm / "specs").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-        return [Call(file, json.loads(file.read_text())) for file in files]
+        calls = [Call(file, json.loads(file.read_text())) for file in files]
+        return [call for call in calls if call.name not in ONLY_IN_FLOWS]
 
     def digest(self, call: Call) -> str:
         """Digest of the warm run's result."""
@@ -115,6 +120,17 @@ class Workshop:
         if found is None:
             raise RuntimeError(f"the warm store lacks {call.name} {call.key}; delete {self.warm} and begin again")
         return found.digest
+
+    def is_same(self, call: Call, found: ArtifactRef) -> bool:
+        """Whether a result is that of the warm run.
+
+        Answers of a model depend on what else is in its call, to rounding; so results of stages that ask one are
+        compared number by number, all others digest by digest.
+        """
+        if found.digest == self.digest(call):
+            return True
+        wanted = ArtifactStore(self.warm / "store").place(call.name, call.key)
+        return bool(call.spec["asks"]) and same_files(wanted, found.path)
 
     @staticmethod
     def find(store: Path, call: Call) -> ArtifactRef | None:
@@ -193,7 +209,7 @@ def run_stage(
 
 def read_log(log: Path) -> tuple[str, str]:
     """The error that a stage named in its log, and the log's last lines."""
-    error, lines = "", log.read_text(encoding="utf-8", errors="replace").splitlines()
+    error, lines = "", log.read_text(encoding="utf-8", errors="replace").split("\n")  # events begin with a separator
     for line in lines:
         if line.startswith(EVENT_PREFIX):
             with contextlib.suppress(ValueError):
@@ -201,6 +217,41 @@ def read_log(log: Path) -> tuple[str, str]:
                 if event.get("event") == "failure":
                     error = f"{event['error']}: {event['message']}"
     return error, "\n".join(line for line in lines if not line.startswith(EVENT_PREFIX))[-600:]
+
+
+def same_files(wanted: Path, found: Path) -> bool:
+    """Whether two folders hold the same files: JSON to rounding, all others byte by byte."""
+    names = [
+        sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()) for folder in (wanted, found)
+    ]
+    if names[0] != names[1]:
+        return False
+    for name in names[0]:
+        one, other = (wanted / name).read_bytes(), (found / name).read_bytes()
+        if one == other or name.name in (MANIFEST, PROVENANCE):
+            continue
+        if name.suffix not in (".json", ".jsonl"):
+            return False
+        values = [[json.loads(line) for line in split(content, name.suffix)] for content in (one, other)]
+        if not is_close(*values):
+            return False
+    return True
+
+
+def split(content: bytes, suffix: str) -> list[bytes]:
+    """The JSON texts of a file."""
+    return content.splitlines() if suffix == ".jsonl" else [content]
+
+
+def is_close(one: Any, other: Any) -> bool:
+    """Whether two JSON values are the same up to rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(is_close(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-5)
+    return bool(one == other)
 
 
 def choose(seed: str) -> random.Random:
