@@ -13,30 +13,28 @@ reference's style (one generation for each pair, one request at a time, no limit
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from infra.bench.load_service import VISUAL_TOKENS
+
 OURS, REFERENCE = "ours", "reference style"
 CROWD = 16
 """Requests at a time when the capacity is measured."""
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 3.0)
 """Offered load, as shares of the capacity."""
-PHOTOS, VISUAL_TOKENS = 40, {"tiny": 4, "pocket": 16, "2b": 256, "7b": 256}
+PHOTOS = 40
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -53,92 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--descriptions", type=int, default=4)
     parser.add_argument("--reference-requests", type=int, default=4, help="of the other arm; 0: without it")
     parser.add_argument("--name", default="load", help="beginning of the JSON file's name")
-    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-# The service's process.
-
-
-def serve(options: argparse.Namespace) -> None:
-    """Load one model, put both services around it, write their ports down, and serve until killed."""
-    folder = options.serve
-    if options.device == "cpu":
-        import torch
-
-        torch.set_num_threads(1)  # the other core asks
-    facade, baselines = load(options, folder / "photos")
-    from lewis_core.listener.__main__ import bind
-    from lewis_core.listener.server import make_server
-    from lewis_core.listener.service import create_app
-
-    sockets = [bind("127.0.0.1", 0) for _ in range(2)]
-    server = make_server(create_app(lambda: facade, model_name=options.size), drain_s=1.0)
-    other = make_reference(baselines)
-    for one, socket in zip((server, other), sockets, strict=True):
-        threading.Thread(target=one.run, kwargs={"sockets": [socket]}, daemon=True).start()
-    while not (server.started and other.started):
-        time.sleep(0.01)
-    facts = {"ports": [socket.getsockname()[1] for socket in sockets], "hardware": hardware(options.device)}
-    (folder / "ready.tmp").write_text(json.dumps(facts))
-    (folder / "ready.tmp").rename(folder / "ready.json")
-    while True:
-        time.sleep(0.5)
-        if options.device == "cuda":
-            import torch
-
-            (folder / "cuda").write_text(str(torch.cuda.memory_reserved() >> 20))
-
-
-def load(options: argparse.Namespace, photos: Path) -> tuple[Any, Any]:
-    """The model, as the product and as the reference use it."""
-    from infra.bench import world
-    from infra.bench.listener import Baselines, open_facade
-
-    if options.size != "pocket":
-        processor = world.build_processor(VISUAL_TOKENS[options.size])
-        model = world.build_model(options.size, processor, options.device)
-    else:
-        from lewis_core.config.base import ModelRef, Runtime
-        from lewis_core.models.loading import load_model
-
-        ref = ModelRef(path="pocket:listener", prompts="concise", dtype="float32", max_pixels=12544, min_pixels=12544)
-        model, processor = load_model(ref, Runtime(device="cpu", torch_threads=1))
-    return open_facade(model, processor, photos), Baselines(model, processor, photos)
-
-
-def make_reference(baselines: Any) -> Any:
-    """A service in the reference's style: ``/batch_score``, one request at a time, each pair by a generation."""
-    import uvicorn
-    from fastapi import FastAPI, HTTPException
-
-    app, free = FastAPI(), asyncio.Semaphore(1)
-
-    @app.post("/batch_score")
-    async def batch_score(body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            await asyncio.wait_for(free.acquire(), 300)
-        except TimeoutError as error:
-            raise HTTPException(503) from error
-        try:
-            pairs = [(path, one["question"]) for one in body["batch"] for path in one["candidate_paths"]]
-            return {"results": await asyncio.to_thread(baselines.one_by_one, pairs, True)}
-        finally:
-            free.release()
-
-    return uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
-
-
-def hardware(device: str) -> str:
-    """Name of what computes."""
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()}, {os.cpu_count()} cores"
-
-
-# The asking process.
 
 
 @dataclass
@@ -257,55 +170,70 @@ def summarise(
 
 
 async def measure(options: argparse.Namespace, folder: Path, service: psutil.Process) -> dict[str, Any]:
-    """All arms and rates."""
+    """All arms and rates; what is known is on disk at once."""
     ready = json.loads((folder / "ready.json").read_text())
     ours, other = (Asker(options, port, arm) for port, arm in zip(ready["ports"], (OURS, REFERENCE), strict=True))
+    result: dict[str, Any] = {"hardware": ready["hardware"], "points": [], "goodput_kept_at_overload": None}
     async with ours.client, other.client:
-        return await measure_both(
-            ours, other, ready["hardware"], options, partial(soak, folder=folder, service=service)
-        )
+        capacity = await measure_ours(ours, options, result)
+        if options.reference_requests:
+            await measure_reference(other, capacity, options, result)
+        if options.soak_s:
+            result["soak"] = await soak(ours, capacity * 0.7, options, folder, service)
+            save(options, result)
+    return result
 
 
-async def measure_both(
-    ours: Asker, other: Asker, hardware: str, options: argparse.Namespace, steady: Callable[..., Any]
-) -> dict[str, Any]:
-    """Capacity, rates, the other arm, and the steady run, as far as they are wanted."""
+async def measure_ours(ours: Asker, options: argparse.Namespace, result: dict[str, Any]) -> float:
+    """Capacity, and what becomes of shares of it; returns the capacity, in requests a second."""
     first = await ours.ask(ours.body(), time.perf_counter())
     if first.status != 200:
         raise RuntimeError(f"the service answers with status {first.status}")
     await closed_loop(ours, min(3.0, options.seconds), CROWD)  # photos are seen, kernels are chosen
     capacity = await closed_loop(ours, options.seconds, CROWD)
+    result["capacity_per_s"] = round(capacity, 2)
     print(f"capacity: {capacity:.1f} requests/s of {options.candidates} x {options.descriptions} pairs", flush=True)
-    points = [await one_rate(ours, capacity, share, options) for share in options.rates]
-    result: dict[str, Any] = {"hardware": hardware, "capacity_per_s": round(capacity, 2)}
-    if options.reference_requests:
-        slow = await closed_loop(other, 600, 1, most=options.reference_requests)
-        print(f"reference style: {slow:.3f} requests/s", flush=True)
-        result["reference_capacity_per_s"] = round(slow, 4)
-        for share in (1 / 8, 1 / 4) if options.rates else ():
-            points.append(await one_rate(other, capacity, share, options))
-    if options.soak_s:
-        result["soak"] = await steady(ours, capacity * 0.7, options)
-    best = max((point.within_deadline_per_s for point in points if point.arm == OURS), default=0.0)
-    overload = [point.within_deadline_per_s for point in points if point.arm == OURS and point.share >= 3]
-    return result | {
-        "points": [asdict(point) for point in points],
-        "goodput_kept_at_overload": round(min(overload) / best, 3) if overload and best else None,
-    }
+    for share in options.rates:
+        result["points"].append(await one_rate(ours, capacity, share, options))
+        best = max(point["within_deadline_per_s"] for point in result["points"])
+        overload = [point["within_deadline_per_s"] for point in result["points"] if point["share"] >= 3]
+        result["goodput_kept_at_overload"] = round(min(overload) / best, 3) if overload and best else None
+        save(options, result)
+    return capacity
 
 
-async def one_rate(asker: Asker, capacity: float, share: float, options: argparse.Namespace) -> Point:
+async def measure_reference(other: Asker, capacity: float, options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """The other arm alone, and at shares of our capacity."""
+    slow = await closed_loop(other, 600, 1, most=options.reference_requests)
+    print(f"reference style: {slow:.3f} requests/s", flush=True)
+    result["reference_capacity_per_s"] = round(slow, 4)
+    save(options, result)
+    for share in (1 / 8, 1 / 4) if options.rates else ():
+        result["points"].append(await one_rate(other, capacity, share, options))
+        save(options, result)
+
+
+def save(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write down what is known so far."""
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    document = {"date": time.strftime("%Y-%m-%d"), "settings": settings, **result}
+    file = options.out / f"{options.name}-{options.size}-{options.device}.json"
+    file.write_text(json.dumps(document, indent=1) + "\n")
+
+
+async def one_rate(asker: Asker, capacity: float, share: float, options: argparse.Namespace) -> dict[str, Any]:
     """One point of the curve."""
     rate, seconds = capacity * share, options.seconds
     started = time.perf_counter()
     outcomes = await open_loop(asker, rate, seconds, options.deadline_s)
     point = summarise(asker, outcomes, rate, share, max(seconds, time.perf_counter() - started), options.deadline_s)
     print(json.dumps(asdict(point)), flush=True)
-    return point
+    return asdict(point)
 
 
 async def soak(
-    asker: Asker, rate: float, options: argparse.Namespace, *, folder: Path, service: psutil.Process
+    asker: Asker, rate: float, options: argparse.Namespace, folder: Path, service: psutil.Process
 ) -> dict[str, Any]:
     """A steady run: memory in its second quarter against that in its last."""
     memory: list[tuple[int, int]] = []
@@ -341,8 +269,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         folder = Path(temporary)
         (folder / "photos").mkdir()
         world.write_photos(folder / "photos", PHOTOS, VISUAL_TOKENS[options.size])
-        command = [sys.executable, "-m", "infra.bench.load", "--serve", temporary, "--size", options.size]
-        process = subprocess.Popen([*command, "--device", options.device], stdin=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "infra.bench.load_service", temporary, options.size, options.device]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             wait_for(lambda: (folder / "ready.json").is_file() or process.poll() is not None)
             if process.poll() is not None:
@@ -377,16 +305,7 @@ def table(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Measure; returns 0 if overload keeps 90 % of the best goodput and no request was lost."""
     options = parse_arguments(arguments)
-    if options.serve:
-        serve(options)
-        return 0
     result = run(options)
-    settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    options.out.mkdir(parents=True, exist_ok=True)
-    document = {"date": time.strftime("%Y-%m-%d"), "settings": settings, **result}
-    (options.out / f"{options.name}-{options.size}-{options.device}.json").write_text(
-        json.dumps(document, indent=1) + "\n"
-    )
     print(table(result))
     print(json.dumps({name: value for name, value in result.items() if name != "points"}))
     kept = result["goodput_kept_at_overload"]
