@@ -18,7 +18,7 @@ from lewis_core.testing import FakeModel, write_image
 from tests.service.helpers import count, listening
 
 schemathesis.checks.load_all_checks()
-EXAMPLES = int(os.environ.get("ROBUSTNESS_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("ROBUSTNESS_EXAMPLES", "8"))
 CHECKED = [
     schemathesis.checks.CHECKS.get_one(name)
     for name in ("status_code_conformance", "content_type_conformance", "response_schema_conformance")

@@ -162,7 +162,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_pocket_model_answers_as_it_does_alone(photos: Path) -> None:
     ref = ModelRef(path="pocket:base", prompts="concise", dtype="float32", max_pixels=12544, min_pixels=12544)
     model = open_model(ref, Runtime(device="cpu", torch_threads=1), photos)
-    requests = [make_request(number, bad_share=0.05) for number in range(40)]
+    requests = [make_request(number, bad_share=0.05) for number in range(25)]
 
     def alone(client: TestClient) -> list[httpx.Response]:
         return [client.post(path, json=body) for path, body in requests]
