@@ -25,6 +25,8 @@ FLOWS = {
     "full-pipeline": "everything: photos, training, evaluation, report",
     "prepare-data": "photos to the training data set",
     "train-speaker": "prepare the data and train the speaker",
+    "train-listener": "prepare the data and train the listener on yes-or-no questions",
+    "iterate": "rounds: train the speaker, then the listener, then the speaker against the new listener",
     "describe": "describe held-out concepts with every speaker there is",
     "evaluate": "evaluate every speaker there is and build the report",
     "reevaluate-checkpoints": "evaluate every checkpoint that was not evaluated yet, and choose the champion",

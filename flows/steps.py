@@ -75,10 +75,14 @@ def read_photos(run: PipelineRun) -> Photos:
 
 def build_training_data(run: PipelineRun, photos: Photos) -> ArtifactRef:
     """Look-alikes of every training category → games → the data set that the speaker trains on."""
-    config = run.config
-    games = build_games(run, photos) if config.games.retrieval_list is None else import_games(run, photos)
-    prompts = config.training.model.prompts
-    return run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=config.dataset)
+    prompts = run.config.training.model.prompts
+    games = training_games(run, photos)
+    return run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=run.config.dataset)
+
+
+def training_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+    """Games on the concepts that are trained on: mined, or those of another experiment."""
+    return build_games(run, photos) if run.config.games.retrieval_list is None else import_games(run, photos)
 
 
 def build_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
@@ -126,14 +130,23 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     config = run.config.training
     if run.config.dataset.role != "speaker":
         raise ConfigError('a speaker is trained on games: set dataset.role = "speaker"')
+    run.stage(pipeline.CHECK_TRAINING, dataset=dataset, config=config)
     listener = run.service(LISTENER, config.listener)
     held_out = run.service(INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
     adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, held_out=held_out, dataset=dataset, config=config)
     asked = (config.listener, config.held_out_listener)
     run.stop_services(keep=[ref for ref in evaluation_models(run) if ref in asked])
     numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
-    run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers)
+    if not config.full_finetuning:
+        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers)
     return adapter
+
+
+def trained_model(base: ModelRef, result: ArtifactRef) -> ModelRef:
+    """What a training made of a model: the model with an adapter, or another model."""
+    if (result.path / "model").is_dir():
+        return base.model_copy(update={"path": str(result.path / "model"), "adapter": None})
+    return base.model_copy(update={"adapter": result.path / "adapter"})
 
 
 def evaluation_models(run: PipelineRun) -> list[ModelRef]:
@@ -147,7 +160,7 @@ def speakers(run: PipelineRun, adapter: ArtifactRef | None) -> list[SpeakerRef]:
     base = run.config.training.model
     found = [SpeakerRef(name=BASE, model=base)]
     if adapter is not None:
-        found.append(SpeakerRef(name=TRAINED, model=base.model_copy(update={"adapter": adapter.path / "adapter"})))
+        found.append(SpeakerRef(name=TRAINED, model=trained_model(base, adapter)))
     return [*found, *run.config.evaluation.speakers]
 
 

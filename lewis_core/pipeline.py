@@ -17,6 +17,12 @@ BUILD_GAMES = Stage("build-games", "lewis_core.data.games:build_games")
 IMPORT_GAMES = Stage("import-games", "lewis_core.data.exchange.games:import_games")
 BUILD_DATASET = Stage("build-dataset", "lewis_core.data.datasets:build_dataset", isolated=True)
 TRAIN_SPEAKER = Stage("train-speaker", "lewis_core.training.speaker:train_speaker", isolated=True, asks=SERVICE)
+CHECK_TRAINING = Stage("check-training", "lewis_core.training.preflight:preflight_speaker", isolated=True)
+CHECK_LISTENER_TRAINING = Stage(
+    "check-listener-training", "lewis_core.training.preflight:preflight_listener", isolated=True
+)
+BUILD_MATCHES = Stage("build-matches", "lewis_core.data.matches:build_matches", isolated=True)
+TRAIN_LISTENER = Stage("train-listener", "lewis_core.training.listener:train_listener", isolated=True)
 DESCRIBE_CONCEPTS = Stage("describe-concepts", "lewis_core.descriptions.generate:describe_concepts", isolated=True)
 INDEX_DATABASE = Stage("index-database", "lewis_core.retrieval.index:index_database", isolated=True)
 PLAY_GAMES = Stage("play-games", "lewis_core.evaluation.game:play_games", isolated=True, asks=SERVICE)
@@ -56,7 +62,11 @@ STAGES = {
         BUILD_GAMES,
         IMPORT_GAMES,
         BUILD_DATASET,
+        CHECK_TRAINING,
         TRAIN_SPEAKER,
+        BUILD_MATCHES,
+        CHECK_LISTENER_TRAINING,
+        TRAIN_LISTENER,
         DESCRIBE_CONCEPTS,
         INDEX_DATABASE,
         PLAY_GAMES,

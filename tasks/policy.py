@@ -27,6 +27,7 @@ ON_A_GPU = frozenset(
     for stage in (
         pipeline.EMBED_IMAGES,
         pipeline.TRAIN_SPEAKER,
+        pipeline.TRAIN_LISTENER,
         pipeline.DESCRIBE_CONCEPTS,
         pipeline.INDEX_DATABASE,
         pipeline.JUDGE_DESCRIPTIONS,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.pipeline import TrackingConfig
+from lewis_core.pipeline import TRAIN_LISTENER
 from lewis_core.records import JsonObject
 from tasks.journal import Journal, left_behind, unended
 from tasks.sending import Sender
@@ -181,11 +182,12 @@ class Tracker:
         An adapter that was registered before (same content) is not registered again.
 
         Args:
-            adapter: The train-speaker artifact.
+            adapter: The train-speaker or train-listener artifact.
             made_by: Key of the run that made it, or ``None``.
             metrics: Numbers kept with the model.
         """
-        if name := self._config.registered_model:
+        is_listener = adapter.kind == TRAIN_LISTENER.name
+        if name := self._config.registered_listener if is_listener else self._config.registered_model:
             content = adapter.model_dump(mode="json")
             self._add("register", name=name, adapter=content, made_by=made_by, metrics=dict(metrics))
 

@@ -47,7 +47,7 @@ class DescribeConfig(FrozenConfig):
     """0 is greedy decoding."""
     reference: Literal["first", "random"] = "first"
     """Which training photo of a concept is its reference."""
-    concepts: Literal["held-out", "all"] = "held-out"
+    concepts: Literal["held-out", "training", "all"] = "held-out"
     """Which concepts are described."""
     seed: int = 0
     """Seed of the reference choice and of sampling."""

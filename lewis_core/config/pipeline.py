@@ -20,6 +20,7 @@ from lewis_core.config.data import (
 )
 from lewis_core.config.evaluation import DescribeConfig, EvaluationConfig, ReportConfig
 from lewis_core.config.gpus import GpuConfig
+from lewis_core.config.listener_training import IterateConfig, TrainListenerConfig
 from lewis_core.config.processing import ProcessingConfig
 from lewis_core.config.reevaluation import ReevaluationConfig
 from lewis_core.config.storage import StorageConfig
@@ -50,6 +51,8 @@ class TrackingConfig(FrozenConfig):
     """Experiment name."""
     registered_model: str | None = "lewis-speaker"
     """Name under which adapters are registered; ``None`` registers nothing."""
+    registered_listener: str | None = "lewis-listener"
+    """The same for adapters of listeners."""
 
 
 class MonitoringConfig(FrozenConfig):
@@ -152,6 +155,10 @@ class PipelineConfig(RunSettings):
     """Training rows."""
     training: TrainSpeakerConfig
     """GRPO."""
+    listener_training: TrainListenerConfig | None = None
+    """GRPO of the listener; needed by the flows ``train-listener`` and ``iterate``."""
+    iterate: IterateConfig = IterateConfig()
+    """Rounds of speaker and listener."""
     describe: DescribeConfig = DescribeConfig()
     """Descriptions of held-out concepts."""
     evaluation: EvaluationConfig

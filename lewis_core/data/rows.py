@@ -105,17 +105,7 @@ def listener_rows(
     Raises:
         ConfigError: If pairs of different categories are asked for, and there is only one.
     """
-    by_category: dict[str, list[Game]] = defaultdict(list)
-    for game in games:
-        by_category[game.category].append(game)
-    if config.cross_category_frac > 0 and len(by_category) < 2:
-        raise ConfigError(
-            f"dataset.cross_category_frac = {config.cross_category_frac:g}, but all games are of the category "
-            f"{next(iter(by_category), 'none')!r}; set it to 0"
-        )
-    for game, wanted in zip(games, _draw_kinds(len(games), config), strict=True):
-        rng = stable_rng(config.seed, "pair", game.id, game.query.sha256)
-        kind, concept, image = _draw_other(game, wanted, by_category, rng)
+    for game, kind, concept, image in draw_others(games, config, "pair"):
         text = pair_prompt(words.name, game.category_word)
         parts = [("text", "Photo 1:"), ("image", None), ("text", "Photo 2:"), ("image", None), ("text", text)]
         yield {
@@ -128,6 +118,35 @@ def listener_rows(
             "other_concept": concept,
             "game_id": game.id,
         }
+
+
+def draw_others(
+    games: Sequence[Game], config: DatasetConfig, name: str
+) -> Iterator[tuple[Game, str, str, ImageRecord]]:
+    """Draw, for each game, a photo of the same thing or of something else.
+
+    Args:
+        games: The games.
+        config: Shares and seed.
+        name: Of the draw; others draw otherwise.
+
+    Yields:
+        Game, kind of the photo, its concept, and the image.
+
+    Raises:
+        ConfigError: If photos of different categories are asked for, and there is only one.
+    """
+    by_category: dict[str, list[Game]] = defaultdict(list)
+    for game in games:
+        by_category[game.category].append(game)
+    if config.cross_category_frac > 0 and len(by_category) < 2:
+        raise ConfigError(
+            f"dataset.cross_category_frac = {config.cross_category_frac:g}, but all games are of the category "
+            f"{next(iter(by_category), 'none')!r}; set it to 0"
+        )
+    for game, wanted in zip(games, _draw_kinds(len(games), config), strict=True):
+        rng = stable_rng(config.seed, name, game.id, game.query.sha256)
+        yield game, *_draw_other(game, wanted, by_category, rng)
 
 
 def _draw_kinds(count: int, config: DatasetConfig) -> list[str]:

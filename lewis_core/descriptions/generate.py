@@ -85,7 +85,7 @@ def describe_concepts(
 
 
 def choose_concepts(catalog: Catalog, splits: Splits, config: DescribeConfig) -> tuple[Concept, ...]:
-    """Choose which concepts are described: the held-out ones, or all.
+    """Choose which concepts are described: the held-out ones, those that are trained on, or all.
 
     Raises:
         DataError: If the catalog lacks a held-out concept, or there is nothing to describe.
@@ -93,7 +93,8 @@ def choose_concepts(catalog: Catalog, splits: Splits, config: DescribeConfig) ->
     if config.concepts == "all":
         chosen = catalog.concepts
     else:
-        chosen = tuple(catalog.concept(concept) for concept in splits.held_out)
+        wanted = splits.training if config.concepts == "training" else splits.held_out
+        chosen = tuple(catalog.concept(concept) for concept in wanted)
     if not any(concept.train for concept in chosen):
         raise DataError(
             f"nothing to describe: expected {config.concepts} concepts with training photos, found {len(chosen)} "

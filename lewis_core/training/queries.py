@@ -56,7 +56,7 @@ def separate_photos(rows: "Dataset", data_root: Path) -> tuple["Dataset", ImageS
     """
     from datasets import Image as ImageFeature
 
-    if not isinstance(rows.features["query"], ImageFeature):
+    if "query" not in rows.features or not isinstance(rows.features["query"], ImageFeature):
         return rows, ImageFolder(data_root)
     stored = rows.cast_column("query", ImageFeature(decode=False))
     digests = [hashlib.sha256(item["bytes"]).hexdigest() for item in stored["query"]]

@@ -17,6 +17,7 @@ from lewis_core.reporting import Reporter
 from lewis_core.rewards.trl import build_rewards
 from lewis_core.stages import identity
 from lewis_core.training.assemble import check_batches
+from lewis_core.training.preflight import check_training
 from lewis_core.training.rows import load_rows
 from lewis_core.training.session import build_trainer_of, run_training
 
@@ -68,6 +69,7 @@ def train_speaker(
     """
     check_batches(config)
     rows = load_rows(dataset.path / "dataset", config, COLUMNS)
+    check_training(config, rows, runtime)
     listener = held_out = None
     if config.rewards.listener.weight > 0 and service_url:
         listener = HttpModel(service_url, outage_s=config.patience.outage_s, deadline_s=config.patience.busy_s)

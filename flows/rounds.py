@@ -1,0 +1,137 @@
+"""Steps of training a listener, and of rounds in which speaker and listener are trained in turn."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flows import steps
+from lewis_core import pipeline
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import ModelRef
+from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.errors import ConfigError
+from tasks.run import PipelineRun
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round made."""
+
+    number: int
+    speaker: ModelRef
+    speaker_result: ArtifactRef
+    listener: ModelRef
+    """The one that the speaker was trained against."""
+    listener_result: ArtifactRef | None
+    """The listener's own training after that."""
+
+
+def listener_config(run: PipelineRun) -> TrainListenerConfig:
+    """Settings of listener training.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    config = run.config.listener_training
+    if config is None:
+        raise ConfigError(
+            "setting listener_training is missing: add a section [listener_training] with [listener_training.model]; "
+            "deployments/settings/pocket_iterate.toml has one"
+        )
+    return config
+
+
+def train_listener(
+    run: PipelineRun,
+    photos: steps.Photos,
+    games: ArtifactRef,
+    config: TrainListenerConfig,
+    speaker: ModelRef,
+    label: str = "",
+) -> ArtifactRef:
+    """Train a listener on questions about the photos of games.
+
+    Args:
+        run: The run.
+        photos: Where they are.
+        games: On concepts that are trained on.
+        config: Of the listener's training.
+        speaker: Whose descriptions are asked about, if the questions are about descriptions.
+        label: What tells this call from others.
+    """
+    rows_config = run.config.dataset.model_copy(update={"role": "listener", "embed_images": False})
+    prompts = config.model.prompts
+    if config.questions == "pairs":
+        rows = run.stage(
+            pipeline.BUILD_DATASET, label=f"pairs {label}".strip(), games=games, prompts=prompts, config=rows_config
+        )
+    else:
+        database = run.stage(
+            pipeline.DESCRIBE_CONCEPTS,
+            label=f"training concepts {label}",
+            catalog=photos.catalog,
+            splits=photos.splits,
+            speaker=f"speaker {label}".strip(),
+            model=speaker,
+            config=run.config.describe.model_copy(update={"concepts": "training"}),
+        )
+        rows = run.stage(
+            pipeline.BUILD_MATCHES, label=label, games=games, database=database, prompts=prompts, config=rows_config
+        )
+    run.stage(pipeline.CHECK_LISTENER_TRAINING, label=label, dataset=rows, config=config)
+    run.stop_services()
+    adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config)
+    if not config.full_finetuning:
+        numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
+        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_LISTENER, label), numbers)
+    return adapter
+
+
+def play_rounds(run: PipelineRun, photos: steps.Photos) -> list[Round]:
+    """Train speaker and listener in turn; each starts where it stood."""
+    games = steps.training_games(run, photos)
+    prompts = run.config.training.model.prompts
+    dataset = run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=run.config.dataset)
+    speaker, listener = run.config.training.model, run.config.training.listener
+    of_listener = listener_config(run)
+    rounds: list[Round] = []
+    for number in range(1, run.config.iterate.rounds + 1):
+        label = f"round {number}"
+        config = run.config.training.model_copy(update={"model": speaker, "listener": listener})
+        run.stage(pipeline.CHECK_TRAINING, label=label, dataset=dataset, config=config)
+        service = run.service(f"listener-{number}", listener)
+        held_out = run.service(steps.INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
+        result = run.stage(
+            pipeline.TRAIN_SPEAKER, label=label, service=service, held_out=held_out, dataset=dataset, config=config
+        )
+        run.stop_services()
+        speaker = steps.trained_model(run.config.training.model, result)
+        is_last = number == run.config.iterate.rounds and not run.config.iterate.train_last_listener
+        made = None
+        if not is_last:
+            own = of_listener.model_copy(update={"model": listener})
+            made = train_listener(run, photos, games, own, speaker, label)
+        rounds.append(Round(number, speaker, result, listener, made))
+        if made is not None:
+            listener = steps.trained_model(listener, made)
+        logger.info("round %d: %s", number, summarize(rounds[-1]))
+    return rounds
+
+
+def summarize(one: Round) -> dict[str, object]:
+    """Numbers of a round."""
+    names = ("steps", "first_accuracy", "last_accuracy", "first_reward", "last_reward")
+    told: dict[str, object] = {"round": one.number, "speaker_adapter": str(one.speaker.adapter or one.speaker.path)}
+    told |= {f"speaker_{name}": one.speaker_result.summary.get(name) for name in names}
+    if one.listener_result is not None:
+        told |= {f"listener_{name}": one.listener_result.summary.get(name) for name in names}
+    return told
+
+
+def table(rounds: Sequence[Round]) -> list[dict[str, object]]:
+    """Rows for a table of all rounds, with the same columns."""
+    rows = [summarize(one) for one in rounds]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name) for name in names} for row in rows]

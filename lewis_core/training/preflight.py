@@ -1,0 +1,226 @@
+"""What is checked before a training loads anything: memory, data, prompts, adapter. Each refusal says what to do.
+
+Runs as a stage of its own before a listener is started (``check-training``), and again where training begins.
+"""
+
+import importlib.util
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import Runtime
+from lewis_core.config.grpo import GrpoConfig
+from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.errors import ConfigError, DataError, ModelError
+from lewis_core.models.adapters import foreign_base
+from lewis_core.models.files import adapter_folder
+from lewis_core.records import JsonObject
+from lewis_core.training.footprint import GIB, Footprint, Shape, check_memory, estimate_footprint, read_shape, tell
+from lewis_core.training.groups import photos_of
+from lewis_core.training.rows import load_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+MAX_TEXTS = 2000
+"""Different prompts that are tokenized; prompts of a data set differ in their category word mostly."""
+SHOWN = 3
+COLUMNS = ("prompt",)
+
+
+def preflight_speaker(
+    dataset: ArtifactRef, output_dir: Path, config: TrainSpeakerConfig, runtime: Runtime
+) -> JsonObject:
+    """Check a speaker's training (stage ``check-training``); see :func:`check_training`."""
+    return _preflight(dataset, output_dir, config, runtime)
+
+
+def preflight_listener(
+    dataset: ArtifactRef, output_dir: Path, config: TrainListenerConfig, runtime: Runtime
+) -> JsonObject:
+    """Check a listener's training (stage ``check-listener-training``); see :func:`check_training`."""
+    return _preflight(dataset, output_dir, config, runtime)
+
+
+def _preflight(dataset: ArtifactRef, output_dir: Path, config: GrpoConfig, runtime: Runtime) -> JsonObject:
+    rows = load_rows(dataset.path / "dataset", config, COLUMNS)
+    found = check_training(config, rows, runtime)
+    (output_dir / "preflight.txt").write_text(f"{found['memory']}\n", encoding="utf-8")
+    return found
+
+
+def check_training(config: GrpoConfig, rows: "Dataset", runtime: Runtime) -> JsonObject:
+    """Check everything that can be checked without loading a model.
+
+    Args:
+        config: Of the training.
+        rows: Its data set.
+        runtime: Device.
+
+    Returns:
+        The memory estimate, the longest prompt in tokens, and the number of different prompts.
+
+    Raises:
+        ConfigError: If memory does not suffice, a package is missing, or a prompt is longer than the model takes.
+        DataError: If rows lack candidates, or name a target that is none of them.
+        ModelError: If the adapter is missing, not whole, or belongs to another model.
+    """
+    check_packages(config)
+    check_precision(config, runtime)
+    check_adapter_of(config)
+    check_candidates(rows)
+    shape, photos = read_shape(config.model.path), max(len(photos_of(row)) for row in rows.select(range(1)))
+    memory = _tell_memory(config, shape, photos, runtime)
+    longest, texts = longest_prompt(config, rows, shape)
+    return {"memory": memory, "longest_prompt_tokens": longest, "different_prompts": texts}
+
+
+def _tell_memory(config: GrpoConfig, shape: Shape | None, photos: int, runtime: Runtime) -> str:
+    if shape is None:
+        told = (
+            f"the size of {config.model.path} is not known before it is downloaded, so memory cannot be estimated; "
+            "give a local folder to have it checked"
+        )
+        logger.warning(told)
+        return told
+    found: Footprint = estimate_footprint(config, shape, photos, runtime.vision_cache_mib)
+    gpus = gpu_bytes() if runtime.device != "cpu" else []
+    told = tell(config, found) + (f"; there are {len(gpus)} of {min(gpus) / GIB:.0f} GiB" if gpus else "; no GPU here")
+    logger.info(told)
+    if warning := check_memory(config, found, gpus):
+        logger.warning(warning)
+    return told
+
+
+def gpu_bytes() -> list[float]:
+    """Memory of each GPU that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [float(torch.cuda.get_device_properties(number).total_memory) for number in range(count)]
+
+
+def check_packages(config: GrpoConfig) -> None:
+    """Check that what the strategy needs is installed.
+
+    Raises:
+        ConfigError: If DeepSpeed is missing.
+    """
+    if config.distributed.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            f"training.distributed.strategy = {config.distributed.strategy!r} needs DeepSpeed, which is not installed: "
+            "pip install 'lewis[gpu]', or set the strategy to 'ddp'"
+        )
+
+
+def check_precision(config: GrpoConfig, runtime: Runtime) -> None:
+    """Check that small updates are not lost.
+
+    Raises:
+        ConfigError: If a whole model is trained in bfloat16 without copies in float32.
+    """
+    is_short = config.model.dtype == "bfloat16" or (config.model.dtype == "auto" and runtime.device != "cpu")
+    if config.full_finetuning and config.distributed.strategy == "ddp" and is_short and gpu_bytes():
+        raise ConfigError(
+            "training.full_finetuning in bfloat16 loses most updates (they are smaller than its rounding); set "
+            "training.distributed.strategy to 'zero2', which keeps copies in float32, or training.model.dtype to "
+            "'float32'"
+        )
+
+
+def check_adapter_of(config: GrpoConfig) -> None:
+    """Check the adapter that is continued.
+
+    Raises:
+        ModelError: If it is missing, not whole, or belongs to another model.
+    """
+    folder = adapter_folder(config.model)
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise ModelError(f"training.model.adapter: there is no folder {folder}; train it first, or unset the setting")
+    if reason := foreign_base(folder, config.model):
+        raise ModelError(
+            f"training.model.adapter: {folder} cannot be continued: {reason}. Set training.model.path to the "
+            "model that it was trained on, or unset the adapter"
+        )
+
+
+def check_candidates(rows: "Dataset") -> None:
+    """Check that every game has candidates, and its target among them.
+
+    Raises:
+        DataError: If not.
+    """
+    if "candidates" not in rows.column_names:
+        return
+    pairs = list(zip(rows["candidates"], rows["target_index"], strict=True))
+    counts = Counter(len(candidates or ()) for candidates, _ in pairs)
+    if few := sum(count for width, count in counts.items() if width < 2):
+        raise DataError(
+            f"{few} of {len(pairs)} rows of the data set have fewer than 2 candidates, so there is nothing to find; "
+            "build the games again with games.num_candidates = 2 or more"
+        )
+    wrong = [number for number, (candidates, target) in enumerate(pairs) if not 0 <= target < len(candidates)]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} rows of the data set name a target that is none of their candidates, e.g. row {wrong[0]}; "
+            "build it again"
+        )
+
+
+def longest_prompt(config: GrpoConfig, rows: "Dataset", shape: Shape | None) -> tuple[int, int]:
+    """Count the tokens of the longest prompt, with photos at their largest.
+
+    Args:
+        config: Of the training.
+        rows: Its data set.
+        shape: Of the model; ``None``: the model's own limit is not checked.
+
+    Returns:
+        Tokens of the longest prompt, and the number of different texts.
+
+    Raises:
+        ConfigError: If a prompt with its completion is longer than the model takes, or than the settings allow.
+    """
+    from lewis_core.models.loading import load_processor
+
+    processor = load_processor(config.model)
+    texts = list(dict.fromkeys(_text_of(row["prompt"]) for row in rows.select_columns("prompt")))[:MAX_TEXTS]
+    template = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": "."}]}], add_generation_prompt=True, tokenize=False
+    )
+    frame = len(processor.tokenizer.encode(template, add_special_tokens=False))
+    encoded = processor.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    side = getattr(processor.image_processor, "patch_size", 14) * getattr(processor.image_processor, "merge_size", 2)
+    visual = -(-config.model.max_pixels // side**2)
+    photos = max(len(photos_of(row)) for row in rows.select(range(min(len(rows), MAX_TEXTS))))
+    text = frame + max(map(len, encoded))
+    longest = text + photos * (visual + 2)
+    what = f"{photos} photo{'s' if photos > 1 else ''} of up to {visual} tokens and {text} of text"
+    limit = config.max_prompt_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens ({what}), training.max_prompt_tokens allows {limit}; nothing is "
+            f"truncated, since a photo whose tokens are cut off is no photo: raise it to {longest}, or lower "
+            f"training.model.max_pixels to {max(784, (limit - text - 2) // photos * side**2)}"
+        )
+    most = shape.max_tokens if shape is not None else None
+    if most is not None and longest + config.max_new_tokens > most:
+        raise ConfigError(
+            f"the longest prompt has {longest} tokens ({what}) and a completion up to {config.max_new_tokens}, but "
+            f"{config.model.path} takes {most} positions; lower training.model.max_pixels or training.max_new_tokens"
+        )
+    return longest, len(texts)
+
+
+def _text_of(messages: Any) -> str:
+    texts: list[str] = []
+    for message in messages:
+        content = message["content"]
+        texts += [content] if isinstance(content, str) else [part.get("text") or "" for part in content]
+    return "\n".join(texts)

@@ -1,0 +1,255 @@
+"""Listener training on a tiny model, with two photos a prompt and with one; and what is refused before it starts."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.config.data import DatasetConfig
+from lewis_core.config.grpo import LoraSettings
+from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.data.matches import build_matches, match_rows
+from lewis_core.data.rows import LISTENER_COLUMNS
+from lewis_core.errors import ConfigError, DataError, ModelError
+from lewis_core.prompts import prompt_set
+from lewis_core.records import Database, DatabaseEntry, Description, Game, ImageRecord, save_jsonl, save_record
+from lewis_core.reporting import NullReporter
+from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
+from lewis_core.training.journal import read_rows
+from lewis_core.training.listener import check_answers, train_listener
+from lewis_core.training.preflight import check_training
+from lewis_core.training.session import build_trainer_of
+
+# TRL 1.16 reads an attribute that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")
+RUNTIME = Runtime(device="cpu", torch_threads=1)
+PAIR = [("text", "Photo 1:"), ("image", None), ("text", "Photo 2:"), ("image", None), ("text", "The same? <thinking>")]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and photos."""
+    folder = tmp_path_factory.mktemp("listener")
+    write_tiny_checkpoint(folder / "model")
+    write_photo_tree(folder / "data", concepts=2)
+    return folder
+
+
+def settings(world: Path, **changes: Any) -> TrainListenerConfig:
+    return TrainListenerConfig.model_validate(
+        {
+            "model": ModelRef(path=str(world / "model"), prompts="concise"),
+            "lora": LoraSettings(r=4, alpha=8),
+            "max_steps": 2,
+            "prompts_per_step": 2,
+            "num_generations": 4,
+            "max_new_tokens": 8,
+            "warmup_steps": 0,
+            "save_steps": 100,
+            "gradient_checkpointing": False,
+            **changes,
+        }
+    )
+
+
+def pair_rows() -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": [{"type": kind, "text": text} for kind, text in PAIR]}],
+                "photos": [f"train/mug/m0{number}/0.jpg", "train/mug/m00/1.jpg"],
+                "answer": "no" if number else "yes",
+                "category_word": "mug",
+            }
+            for number in (0, 1)
+        ]
+    )
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> ArtifactRef:
+    """Pairs on the disk."""
+    with ArtifactStore(tmp_path / "store").building("build-dataset", "key") as folder:
+        pair_rows().save_to_disk(folder / "dataset")
+        return ArtifactStore(tmp_path / "store").publish(folder, "build-dataset", "key", {}, "source", {}, {})
+
+
+def test_a_listener_is_trained_on_pairs(world: Path, tmp_path: Path, dataset: ArtifactRef) -> None:
+    output, work = tmp_path / "output", tmp_path / "work"
+    output.mkdir()
+    work.mkdir()
+    summary = train_listener(dataset, output, work, settings(world), world / "data", RUNTIME, NullReporter())
+    assert (summary["steps"], summary["photos"], summary["questions"]) == (2, 2, "pairs")
+    assert (output / "adapter" / "adapter_model.safetensors").is_file()
+    rows = read_rows(output / "metrics.jsonl")
+    assert {"answers/accuracy", "answers/unreadable", "rewards/consistency", "rewards/format"} <= set(rows[0])
+
+
+def test_prompts_with_two_photos_are_tokenized_as_the_processor_does(world: Path, tmp_path: Path) -> None:
+    trainer = build_trainer_of(pair_rows(), [_reward], [1.0], tmp_path, settings(world), world / "data", RUNTIME)
+    rows = next(iter(trainer.get_train_dataloader()))
+    inputs = trainer._prepare_inputs(rows)
+    photos = [trainer._load(photo) for photo in rows[0]["photos"]]
+    content: list[dict[str, Any]] = [{"type": kind, "text": text} for kind, text in PAIR]
+    for part, photo in zip((content[1], content[3]), photos, strict=True):
+        part["image"] = photo
+    expected = trainer.processing_class.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    number = inputs["prompt_of_row"].tolist()[0]
+    assert trainer._prompts[number].ids == expected["input_ids"][0]
+    assert len(trainer._prompts[number].images) == 2
+
+
+def test_two_photos_a_prompt_cost_the_same_log_probabilities_as_in_stock_trl(world: Path, tmp_path: Path) -> None:
+    import torch
+
+    from lewis_core.training.trainer import SpeakerTrainer
+
+    trainer = build_trainer_of(pair_rows(), [_reward], [1.0], tmp_path, settings(world), world / "data", RUNTIME)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer._prompt_of_row = inputs["prompt_of_row"].tolist()
+    ids, mask = (torch.cat([inputs[f"prompt_{n}"], inputs[f"completion_{n}"]], 1) for n in ("ids", "mask"))
+    keep = inputs["completion_ids"].shape[1]
+    with torch.no_grad():
+        packed, _, _ = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, keep)
+        stock, _, _ = SpeakerTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, keep)
+    written = inputs["completion_mask"].bool()
+    torch.testing.assert_close(packed[written], stock[written], atol=2e-5, rtol=1e-4)
+
+
+def _reward(completions: list[Any], **_: Any) -> list[float]:
+    return [float(number % 2) for number in range(len(completions))]
+
+
+def photo(name: str) -> ImageRecord:
+    return ImageRecord(path=name, sha256=name, width=8, height=8)
+
+
+def games() -> list[Game]:
+    return [
+        Game(
+            id=f"{category}/{category[0]}{number}:0",
+            concept=f"{category}/{category[0]}{number}",
+            category=category,
+            category_word=category,
+            query=photo(f"{category}{number}-query.jpg"),
+            candidates=(photo(f"{category}{number}-target.jpg"), photo(f"{category}{number}-other.jpg")),
+            candidate_concepts=(f"{category}/{category[0]}{number}", f"{category}/{category[0]}x"),
+            target_index=0,
+        )
+        for category in ("bag", "mug")
+        for number in range(60)
+    ]
+
+
+def test_questions_about_descriptions_are_those_of_the_game() -> None:
+    texts = {game.concept: f"A photo of a {game.category}." for game in games()[:100]}
+    words = prompt_set("concise")
+    rows = list(match_rows(games(), texts, words, DatasetConfig(role="listener", cross_category_frac=0.4)))
+    assert len(rows) == 100
+    assert set(rows[0]) == set(LISTENER_COLUMNS)
+    first = rows[0]
+    assert first["prompt"] == [{"role": "user", "content": words.match("bag", "A photo of a bag.")}]
+    counts = Counter(row["kind"] for row in rows)
+    assert {"same", "look-alike", "other category"} == set(counts)
+    assert counts["same"] == pytest.approx(50, abs=15)
+    assert counts["other category"] == pytest.approx(20, abs=12)
+    for row in rows:
+        assert (row["answer"] == "yes") == (row["other_concept"] == row["concept"])
+        assert len(row["photos"]) == 1
+
+
+def test_the_stage_counts_games_without_a_description(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    with store.building("build-games", "g") as folder:
+        save_jsonl(folder / "games.jsonl", games()[:3])
+        played = store.publish(folder, "build-games", "g", {}, "s", {}, {})
+    said = Description(thinking="blue", coarse="A photo of a bag", detailed="The bag is blue.")
+    entries = [
+        DatabaseEntry(
+            concept=game.concept,
+            category=game.category,
+            category_word=game.category_word,
+            reference=game.query,
+            completion="…",
+            description=said if number else None,
+            error=None if number else "no tags",
+        )
+        for number, game in enumerate(games()[:3])
+    ]
+    with store.building("describe-concepts", "d") as folder:
+        save_record(folder / "database.json", Database(speaker="base", entries=tuple(entries)))
+        database = store.publish(folder, "describe-concepts", "d", {}, "s", {}, {})
+    output = tmp_path / "output"
+    output.mkdir()
+    found = build_matches(played, database, "concise", output, DatasetConfig(role="listener"))
+    assert (found["rows"], found["without_description"]) == (2, 1)
+
+
+def speaker_rows(**changes: Any) -> Dataset:
+    row = {
+        "prompt": [{"role": "user", "content": "Describe the mug."}],
+        "query": "a.jpg",
+        "candidates": ["a.jpg", "b.jpg"],
+        "target_index": 1,
+        "category_word": "mug",
+    }
+    return Dataset.from_list([row | changes] * 2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        pytest.param({"candidates": ["a.jpg"], "target_index": 0}, "2 of 2 rows .* fewer than 2 candidates", id="one"),
+        pytest.param({"target_index": 2}, "name a target that is none of their candidates, e.g. row 0", id="target"),
+    ],
+)
+def test_games_without_candidates_are_refused(world: Path, rows: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_training(settings(world), speaker_rows(**rows), RUNTIME)
+
+
+def test_long_prompts_and_cut_photos_are_refused(world: Path) -> None:
+    rows = speaker_rows()
+    found = check_training(settings(world), rows, RUNTIME)
+    assert found["different_prompts"] == 1
+    longest = found["longest_prompt_tokens"]
+    assert check_training(settings(world, max_prompt_tokens=longest), rows, RUNTIME) == found
+    with pytest.raises(ConfigError, match=f"raise it to {longest}, or lower training.model.max_pixels"):
+        check_training(settings(world, max_prompt_tokens=longest - 1), rows, RUNTIME)
+    with pytest.raises(ConfigError, match=r"takes \d+ positions; lower training.model.max_pixels"):
+        check_training(settings(world, max_new_tokens=100_000), rows, RUNTIME)
+
+
+def test_a_foreign_adapter_is_refused(world: Path, tmp_path: Path) -> None:
+    model = {"path": str(world / "model"), "adapter": tmp_path / "nothing"}
+    with pytest.raises(ModelError, match="there is no folder"):
+        check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ModelError, match="is not a LoRA adapter"):
+        check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+    (tmp_path / "nothing" / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "Qwen/Qwen2-VL-7B-Instruct"}', encoding="utf-8"
+    )
+    from safetensors.torch import save_file
+
+    save_file({}, tmp_path / "nothing" / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="it belongs to Qwen/Qwen2-VL-7B-Instruct, not to"):
+        check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+
+
+def test_deepspeed_has_to_be_installed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = settings(world, distributed={"strategy": "zero2"})
+    with pytest.raises(ConfigError, match="needs DeepSpeed, which is not installed"):
+        check_training(config, speaker_rows(), RUNTIME)
+
+
+def test_one_answer_teaches_nothing() -> None:
+    with pytest.raises(DataError, match=r"are \['yes'\]; a listener learns from both"):
+        check_answers(pair_rows().select([0]))
