@@ -2,7 +2,8 @@
 
 The file maps a concept (``category/name``, or a name that is unique in the catalog) to images, and each image path to
 one question or a list of them: ``{"question": …, "options": {"A": …, "B": …}, "correct_answer": "A"}``. The image path
-``""`` asks the memory alone. The thing is called ``<sks>`` (``sks`` in other people's copies). Entries that cannot be
+``""`` asks the memory alone, and so does a mere number, as RAP's ``yollava-text-only-qa.json`` has in its place (with
+``option`` for ``options``). The thing is called ``<sks>`` (``sks`` in other people's copies). Entries that cannot be
 used are named, never guessed at.
 """
 
@@ -53,7 +54,7 @@ def _iter_entries(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             continue
         for image, questions in images.items():
             for entry in questions if isinstance(questions, list) else [questions]:
-                yield key, image, entry
+                yield key, "" if image.isdigit() else image, entry
 
 
 def _find_concept(catalog: Catalog, key: str) -> Concept:
@@ -81,7 +82,7 @@ def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any, unusabl
     """
     if not isinstance(entry, dict):
         raise DataError(f"expected an object with question, options and correct_answer, found {entry!r:.80}")
-    question, options = entry.get("question"), entry.get("options")
+    question, options = entry.get("question"), entry.get("options", entry.get("option"))
     if not isinstance(question, str) or not question.strip():
         raise DataError("key 'question': expected text")
     if not isinstance(options, dict) or len(options) < 2 or not all(_is_text(text) for text in options.values()):

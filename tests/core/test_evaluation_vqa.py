@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lewis_core.config.evaluation import StatisticsConfig, VqaConfig
+from lewis_core.data.questions import read_questions
 from lewis_core.errors import EvaluationError
 from lewis_core.evaluation.io import build_subjects
 from lewis_core.evaluation.records import Prediction
@@ -139,3 +140,17 @@ def test_missing_questions_are_an_error_that_says_what_to_do(tmp_path: Path) -> 
     broken = items()[0].model_copy(update={"correct": 9})
     with pytest.raises(EvaluationError, match="correct = 9"):
         build_questions([broken], subjects, VqaConfig())
+
+
+def test_questions_without_photos_as_rap_publishes_them() -> None:
+    entry = {"question": "What is the colour of sks's lid?", "option": {"A": "Red", "B": "Blue"}, "correct_answer": "A"}
+    first = CATALOG.concepts[0]
+    asked, set_aside = read_questions({first.name: {"0": entry, "1": entry}}, "text-only-qa.json", CATALOG)
+    assert set_aside == []
+    assert [(item.image, item.options, item.correct) for item in asked] == [(None, ("Red", "Blue"), 0)] * 2
+    assert len({item.id for item in asked}) == 2
+    assert asked[0].question == "What is the colour of <sks>'s lid?"
+    questions = build_questions(asked, build_subjects(describe(), CATALOG), VqaConfig(controls=("text-only",)))
+    # A is right in the whole file; shuffled, "always A" is worth a guess
+    assert {question.options.index("Red") for question in questions} == {question.expected for question in questions}
+    assert all(question.image is None for question in questions)

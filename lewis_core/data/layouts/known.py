@@ -86,7 +86,12 @@ LAYOUTS: Mapping[LayoutName, Layout] = {
             _fits_flat_or_one_category,
             signs=_yollava_signs,
             words=YOLLAVA_WORDS,
-            question_files=("visual-qa.json", "yollava-visual-qa.json"),
+            question_files=(
+                "visual-qa.json",
+                "yollava-visual-qa.json",
+                "text-only-qa.json",
+                "yollava-text-only-qa.json",
+            ),
         ),
         Layout(
             "myvlm",
