@@ -16,7 +16,7 @@ import pytest
 from lewis_core.errors import ListenerError
 from lewis_core.listener.client import HttpModel
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
-from lewis_core.testing import write_image, write_tiny_checkpoint
+from lewis_core.testing import FakeModel, write_image, write_tiny_checkpoint
 from tests.service.helpers import Asker, wait_for
 
 TOKEN, NEXT_TOKEN = "token-of-the-tests-1", "token-of-the-tests-2"
@@ -186,3 +186,35 @@ def test_help_is_quick_and_the_client_is_light():
     assert time.monotonic() - started < 3  # 0.3 s on an idle machine
     code = "import sys, lewis_core.listener.client; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_model_that_breaks_for_good_ends_the_process_with_its_own_status(photos, monkeypatch, caplog):
+    """In this process: readiness goes first, then the service ends by itself, so that it is started again."""
+    from lewis_core.listener import __main__ as entry
+
+    class Broken(FakeModel):
+        def score(self, games):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    port = free_port()
+    monkeypatch.setattr("lewis_core.models.vlm.open_model", lambda *_: Broken())
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    asked = Asker(lambda: wait_for(lambda: scored(port)))
+    try:
+        status = entry.main(["--model", "x", "--image-root", str(photos), "--port", str(port)])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert status == entry.BROKEN == 70
+    assert asked.wait() == 500
+    assert "an illegal memory access" in caplog.text
+
+
+def scored(port: int) -> int | None:
+    """Status of a request, once the model is loaded."""
+    body = {"games": [{"candidates": ["0.jpg"], "descriptions": ["a red mug"]}]}
+    try:
+        status = httpx.post(f"http://127.0.0.1:{port}/v1/score", json=body, timeout=60).status_code
+    except httpx.TransportError:
+        return None
+    return None if status == 503 else status
