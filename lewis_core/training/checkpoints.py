@@ -11,6 +11,8 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,11 @@ def seal(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
     for path in files:
         _sync(path)
-    content = {path.relative_to(folder).as_posix(): [path.stat().st_size, digest_file(path)] for path in files}
+    digests = _digests(files)
+    content = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, digest]
+        for path, digest in zip(files, digests, strict=True)
+    }
     part = folder / f"{SEAL}.part"
     part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     _sync(part)
@@ -61,11 +67,10 @@ def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is complete and each of its files as it was when it was sealed."""
     try:
         content = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        return bool(content) and all(
-            (folder / name).stat().st_size == size and digest_file(folder / name) == digest
-            for name, (size, digest) in content.items()
-        )
-    except (OSError, ValueError, AttributeError):
+        files = [folder / name for name in content]
+        sizes, digests = zip(*content.values(), strict=True) if content else ((), ())
+        return bool(files) and [path.stat().st_size for path in files] == [*sizes] and _digests(files) == [*digests]
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
 
 
@@ -139,6 +144,12 @@ class LastStep(TrainerCallback):
         if self._random is not None:
             self._random.restore()
             state.num_input_tokens_seen = self._tokens
+
+
+def _digests(files: Sequence[Path]) -> list[str]:
+    """Digests of files, several at a time: they are large, and hashing leaves other threads alone."""
+    with ThreadPoolExecutor(min(8, max(1, len(files)))) as pool:
+        return list(pool.map(digest_file, files))
 
 
 def _sync(path: Path) -> None:
