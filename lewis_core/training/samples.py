@@ -91,7 +91,7 @@ def _shown(row: Mapping[str, Any]) -> Shown:
     chances = row.get("yes_probability") or [None] * len(candidates)
     target = row.get("target_index")
     skipped = ("completion", "hacks", "candidates", "photos", "yes_probability", "target_index")
-    scores = [(name, f"{value:.3g}") for name, value in row.items() if name not in skipped and _is_number(value)]
+    scores = [(name, f"{value + 0.0:.3g}") for name, value in row.items() if name not in skipped and _is_number(value)]
     return Shown(
         photos=row.get("photos") or (),
         completion=str(row.get("completion", "")),
