@@ -321,7 +321,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
 
     def browse(*more: str) -> str:
         done = subprocess.run(
-            [str(CHROMIUM), *options, *more, page], capture_output=True, text=True, timeout=90, check=False
+            [str(CHROMIUM), *options, *more, page], capture_output=True, text=True, timeout=240, check=False
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert "Content Security Policy" not in done.stderr
