@@ -118,6 +118,7 @@ def test_services_wait_for_each_other_and_say_when_they_are_well() -> None:
     script = services["register"]["command"][-1]
     assert "infra/work_pools/process.json" in script
     assert "deployments/prefect.yaml --all" in script
+    assert "python -m deployments.automations" in script
 
 
 def test_the_listener_takes_its_command_line() -> None:
