@@ -10,7 +10,18 @@ from pydantic_core import CoreSchema
 
 UNITS = {"s": "(s)", "mib": "(MiB)", "frac": "(share)"}
 """Last words of names that are units."""
-WORDS = {"num": "number of", "lora": "LoRA", "lr": "LR", "dir": "folder", "uri": "URI", "vqa": "VQA", "gpu": "GPU"}
+WORDS = {
+    "num": "number of",
+    "lora": "LoRA",
+    "lr": "LR",
+    "dir": "folder",
+    "uri": "URI",
+    "url": "URL",
+    "vqa": "VQA",
+    "gpu": "GPU",
+    "gpus": "GPUs",
+    "ids": "IDs",
+}
 """Words of names that are written in another way in titles."""
 
 
