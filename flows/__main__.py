@@ -81,11 +81,11 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
 
     load = load_processing_settings if name == "process-descriptions" else load_settings
     config: RunSettings = load(settings, overrides)
-    from tasks.prefect_server import ensure_prefect_server
+    from tasks.prefect_server import ensure_prefect_server, prefect_server_needed
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")
     work_dir = config.run.work_dir.absolute()
-    with naming_storage_errors(work_dir):
+    with naming_storage_errors(work_dir), prefect_server_needed():
         ensure_prefect_server(work_dir / "logs" / "prefect-server.log")
         result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
     return result

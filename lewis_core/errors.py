@@ -21,6 +21,7 @@ LewisError
 │   └── WatchdogError           training went wrong in a known way; the evidence is saved
 ├── EvaluationError             predictions, database and catalog do not belong together
 ├── TrackingError               the tracking server or the model registry cannot be asked
+├── OrchestrationError          the Prefect server went away and did not come back
 └── ProcessError                a child process ended with an error; carries its last lines
     └── KilledError             it had begun, and was ended from outside: a kill, a crash of native code
 
@@ -134,6 +135,10 @@ class EvaluationError(LewisError):
 
 class TrackingError(LewisError):
     """The tracking server or the model registry cannot be asked."""
+
+
+class OrchestrationError(LewisError):
+    """The Prefect server went away and did not come back."""
 
 
 class ProcessError(LewisError):

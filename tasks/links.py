@@ -4,6 +4,7 @@ import logging
 
 from prefect import runtime as prefect_runtime
 from prefect.artifacts import create_markdown_artifact
+from prefect.utilities.urls import url_for
 
 logger = logging.getLogger(__name__)
 
@@ -11,7 +12,7 @@ logger = logging.getLogger(__name__)
 def prefect_tags() -> dict[str, str]:
     """Tags of an MLflow run that lead to the flow run; its description does too, as a link where there is a UI."""
     run_id, name = str(prefect_runtime.flow_run.id or ""), str(prefect_runtime.flow_run.name or "")
-    url = str(prefect_runtime.flow_run.ui_url or "") if run_id else ""
+    url = (url_for("flow-run", obj_id=run_id, emit_user_warnings=False) or "") if run_id else ""
     tags = {"prefect.flow_run_id": run_id, "prefect.flow_run_name": name}
     if url:
         tags |= {"prefect.flow_run_url": url, "mlflow.note.content": f"Prefect flow run [{name}]({url})"}

@@ -7,6 +7,7 @@ it ends with the command however that ends.
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from lewis_core.errors import ProcessError
+from lewis_core.errors import ConfigError, OrchestrationError, ProcessError
 from tasks.processes import Process
 from tasks.services import free_port
 
@@ -39,10 +40,12 @@ def ensure_prefect_server(log: Path) -> str:
         Address of the API.
 
     Raises:
+        ConfigError: If one is configured, and nobody answers there.
         ProcessError: If the server ends while starting or is not ready in time; carries its last lines.
     """
     configured: str | None = PREFECT_API_URL.value()
     if configured:
+        check_answers(configured)
         return configured
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"]
@@ -57,6 +60,46 @@ def ensure_prefect_server(log: Path) -> str:
         raise
     _for_good.enter_context(temporary_settings({PREFECT_API_URL: url}))
     return url
+
+
+def check_answers(url: str, tries: int = 5) -> None:
+    """Check that a Prefect API answers, before anything runs.
+
+    Raises:
+        ConfigError: If nobody answers there.
+    """
+    reason = ""
+    for attempt in range(tries):
+        try:
+            httpx.get(f"{url}/health", timeout=5.0)
+        except httpx.HTTPError as error:
+            reason = f"{type(error).__name__}: {error}"
+            time.sleep(0.5 * attempt)
+        else:
+            return
+    raise ConfigError(
+        f"no Prefect server answers at {url} ({reason}): start it, or let this command start one for itself by "
+        "unsetting PREFECT_API_URL (prefect config unset PREFECT_API_URL)"
+    )
+
+
+@contextlib.contextmanager
+def prefect_server_needed() -> Iterator[None]:
+    """Say in one line that the server went away, if that is what ended the body.
+
+    What runs goes on for minutes without a server, as Prefect's client tries again; if it is back by then, nothing is
+    lost.
+
+    Raises:
+        OrchestrationError: If the server went away and did not come back.
+    """
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise OrchestrationError(
+            f"the Prefect server went away ({type(error).__name__}: {error}); start it, and the same command goes on "
+            "where it stopped"
+        ) from error
 
 
 def _wait_ready(server: Process, url: str, timeout_s: float) -> None:

@@ -125,8 +125,10 @@ class Registry:
         return folder
 
     def _download(self, version: "ModelVersion", folder: Path) -> None:
+        import mlflow
         from mlflow.artifacts import download_artifacts
 
+        mlflow.set_tracking_uri(self._uri)  # models:/ addresses are looked up through the global one
         unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
         unfinished.mkdir(parents=True)
         try:

@@ -14,11 +14,15 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import shutil  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 import pytest  # noqa: E402
 import pytest_socket  # noqa: E402
 
 import flows  # noqa: E402, F401 - sets the quiet, offline environment
+
+if TYPE_CHECKING:
+    from tests.orchestration.live import Server
 
 
 def pytest_runtest_setup() -> None:
@@ -40,3 +44,24 @@ def prefect_server() -> Iterator[None]:
     quiet = {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     with prefect_test_harness(server_startup_timeout=120), temporary_settings(quiet):
         yield
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Server"]:
+    """A real server in a process of its own, stopped at the end."""
+    from tasks.processes import process_scope
+    from tests.orchestration.live import Server
+
+    with process_scope():
+        running = Server(tmp_path_factory.mktemp("server"))
+        running.wait_healthy()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def deployed(server: "Server") -> None:
+    """The work pool and all deployments, by Prefect's own command line."""
+    made = server.cli("work-pool", "create", "--type", "process", "lewis")
+    assert made.returncode == 0, made.stdout + made.stderr
+    done = server.cli("deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+    assert done.returncode == 0, done.stdout + done.stderr

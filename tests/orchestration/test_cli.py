@@ -1,15 +1,19 @@
 """The command line: settings in, one line of JSON or one line of error out."""
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from flows.__main__ import EXIT_SETTINGS, main
 from flows.settings import load_settings
-from lewis_core.errors import ConfigError
+from lewis_core.errors import ConfigError, OrchestrationError
+from tasks.prefect_server import prefect_server_needed
+from tasks.services import free_port
 
 ROOT = Path(__file__).parents[2]
 POCKET = ROOT / "deployments/settings/pocket.toml"
@@ -113,6 +117,16 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
         load_settings(tmp_path / "x.toml")
 
 
+def test_a_prefect_server_that_is_not_there_is_said_in_one_line(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    command = [sys.executable, "-m", "flows", "prepare-data", str(POCKET), "--set", f"run.work_dir={tmp_path}"]
+    env = {**os.environ, "PREFECT_API_URL": url}
+    ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
+    assert (ended.returncode, ended.stdout) == (EXIT_SETTINGS, "")
+    assert ended.stderr.startswith(f"settings: no Prefect server answers at {url} (ConnectError: ")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_help_is_instant() -> None:
     command = [sys.executable, "-m", "flows", "--help"]
     times = []
@@ -122,3 +136,13 @@ def test_help_is_instant() -> None:
         times.append(time.monotonic() - started)
     assert "full-pipeline" in shown.stdout
     assert min(times) < 1
+
+
+def test_a_prefect_server_that_goes_away_is_said_in_one_line() -> None:
+    with (
+        pytest.raises(OrchestrationError, match=r"went away \(ConnectError: refused\); start it"),
+        prefect_server_needed(),
+    ):
+        raise httpx.ConnectError("refused")
+    with pytest.raises(ZeroDivisionError), prefect_server_needed():
+        raise ZeroDivisionError
