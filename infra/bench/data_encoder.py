@@ -102,7 +102,7 @@ def main() -> None:
     """Print one JSON object of numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-L-14-336")
-    parser.add_argument("--images", type=int, default=8000)
+    parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--photo", type=int, nargs=2, default=(640, 480), help="width and height of the photos")
     parser.add_argument("--precision", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     parser.add_argument("--batch-size", type=int, default=64)
