@@ -13,6 +13,7 @@ from lewis_core.config.data import FolderSource
 from lewis_core.config.pipeline import PipelineConfig, ProcessDescriptionsConfig, RunSettings
 from lewis_core.errors import ConfigError, ModelError
 from lewis_core.models.files import adapter_folder, encoder_folder, resolve_model_path
+from tasks.models import HUB_ID, is_address
 
 SettingsT = TypeVar("SettingsT", bound=RunSettings)
 
@@ -96,6 +97,8 @@ def check_models(config: RunSettings) -> None:
             raise ConfigError(f"{name}.path: {error}") from error
         if path.startswith(("/", ".", "~")) and not Path(path).is_dir():
             raise ConfigError(f"{name}.path: there is no model folder {ref.path}")
+        if is_address(ref.adapter) or (ref.adapter and HUB_ID.fullmatch(str(ref.adapter))):
+            continue  # brought here when the run begins
         if (adapter := adapter_folder(ref)) and not adapter.is_dir():
             raise ConfigError(f"{name}.adapter: there is no adapter folder {ref.adapter}")
 

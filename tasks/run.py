@@ -26,12 +26,13 @@ from tasks.gpus import GpuPool
 from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
 from tasks.mirror import Mirror
+from tasks.models import resolve_models
 from tasks.processes import process_scope
 from tasks.prometheus import RunGauges
 from tasks.replicas import ExternalService, Replicas, Service
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, tracking_uri
 from tasks.turns import turn
 
 logger = logging.getLogger(__name__)
@@ -244,8 +245,9 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     """
     arrange_logs()
     set_run(str(prefect_runtime.flow_run.id or uuid.uuid4()), flow=flow)
-    config = cast(ConfigT, decide_precision(config, config.run.runtime))
     work_dir = config.run.work_dir.absolute()
+    config = resolve_models(config, tracking_uri(config.run.tracking, work_dir), work_dir / "models")
+    config = cast(ConfigT, decide_precision(config, config.run.runtime))
     tags = {
         "lewis.flow": flow,
         "lewis.settings_digest": digest_json(config.model_dump(mode="json", exclude={"run"})),

@@ -86,7 +86,8 @@ class RunConfig(FrozenConfig):
     """Processes of each model service, each on a GPU of its own while there are free ones."""
     services: dict[str, tuple[str, ...]] = {}
     """Services that are started elsewhere, by role: ``listener = ["http://gpu-1:9000", "http://gpu-2:9000"]``. Several
-    are replicas of each other. They must serve the model that the settings name for the role."""
+    are replicas of each other. They must serve the model that the settings name for the role. A file with their bearer
+    token may stand behind a ``#``: ``http://gpu-1:9000#/run/secrets/listener/token``."""
     fan_out: Literal["threads", "ray"] = "threads"
     """Where stages run that are mapped over categories: on this machine's threads, or on a Ray cluster (extra ``ray``).
     The result is the same."""

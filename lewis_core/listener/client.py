@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from lewis_core.correlation import new_request_id
 from lewis_core.errors import ListenerBusyError, ListenerError, ListenerUnavailableError
+from lewis_core.listener.access import read_token_file
 from lewis_core.listener.replicas import Replicas
 from lewis_core.listener.schemas import (
     ChoiceAnswer,
@@ -50,7 +52,7 @@ class HttpModel:
 
     Args:
         urls: Where it listens, e.g. ``http://127.0.0.1:9000``; several (a list, or with commas between) are replicas
-            of one another.
+            of one another. Behind a ``#`` may stand a file whose first token is sent to all of them.
         token: Bearer token.
         timeout_s: Longest wait for one answer.
         deadline_s: Longest time over which one request is tried again while the service says that it is busy.
@@ -74,8 +76,10 @@ class HttpModel:
         connections: int = 4,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        given = urls.split(",") if isinstance(urls, str) else urls
-        self._replicas = Replicas(list(dict.fromkeys(url.strip().rstrip("/") for url in given if url.strip())))
+        given = [url.strip().partition("#") for url in (urls.split(",") if isinstance(urls, str) else urls)]
+        self._replicas = Replicas(list(dict.fromkeys(url.rstrip("/") for url, _, _ in given if url)))
+        if token is None and (file := next((file for _, _, file in given if file), "")):
+            token = read_token_file(Path(file))[0]
         if not len(self._replicas):
             raise ValueError("expected at least one URL")
         self._patience_s = {ListenerBusyError: deadline_s, ListenerUnavailableError: outage_s}

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from lewis_core.errors import ImageAccessError, ImageError, ListenerBusyError, ListenerDeadlineError, ModelError
 from lewis_core.listener.access import Access
 from lewis_core.listener.budget import check_items, estimate_tokens
+from lewis_core.listener.describing import BatchDescribeResponse, Describer, DescribeResponse
 from lewis_core.listener.http import RequestEnvelope, problem_response
 from lewis_core.listener.jobs import Job, Kind
 from lewis_core.listener.limits import ServiceLimits
@@ -28,6 +29,7 @@ from lewis_core.listener.schemas import (
     ChoiceItem,
     ChooseRequest,
     ChooseResponse,
+    GenerateItem,
     GenerateRequest,
     GenerateResponse,
     Problem,
@@ -119,12 +121,15 @@ def create_app(
     _add_error_handlers(app)
     _add_probes(app, worker, model_name)
     endpoints = Endpoints(worker, limits)
+    describer = Describer(endpoints.write)
     for path, endpoint, answer in (
         ("/v1/score", endpoints.score, ScoreResponse),
         ("/v1/choose", endpoints.choose, ChooseResponse),
         ("/v1/generate", endpoints.generate, GenerateResponse),
         ("/score", endpoints.reference_score, ReferenceScoreResponse),
         ("/batch_score", endpoints.reference_batch_score, ReferenceBatchResponse),
+        ("/describe", describer.describe, DescribeResponse),
+        ("/batch_describe", describer.batch_describe, BatchDescribeResponse),
     ):
         app.add_api_route(path, endpoint, methods=["POST"], response_model=answer, responses=ERRORS)
     return app
@@ -167,6 +172,10 @@ class Endpoints:
         rows = [item.num_return for item in request.items]
         texts = await self._ask("generate", request.items, rows, timeout_s, request.timeout_s)
         return _reply(GenerateResponse(items=tuple(map(tuple, texts)), took_s=time.perf_counter() - started))
+
+    async def write(self, items: Sequence[GenerateItem]) -> list[list[str]]:
+        """Continue prompts, for another form of the same question."""
+        return await self._ask("generate", items, [item.num_return for item in items])
 
     async def reference_score(self, request: ReferenceScoreRequest, timeout_s: HeaderPatience = None) -> Response:
         """Answer as the reference service does."""

@@ -171,6 +171,8 @@ def estimate_footprint(config: GrpoConfig, shape: Shape, photos: int = 1, vision
     spread = config.num_processes if config.distributed.strategy != "ddp" else 1
     total = shape.language_parameters + shape.vision_parameters
     weights = total * size / (spread if config.distributed.shards_weights else 1)
+    if config.distributed.strategy == "zero3_offload":
+        weights = 0.0  # they come from the machine's memory, layer by layer
     if config.distributed.shards_weights:
         weights += shape.vision_parameters * size  # every process keeps the vision tower whole
     visual = photos * -(-config.model.max_pixels // shape.pixels_per_token)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -196,3 +197,21 @@ def test_the_token_is_sent_and_readiness_is_read():
     assert loading is not None
     assert loading.status == "loading"
     assert seen == ["Bearer t0ken"] * 2
+
+
+def test_addresses_may_name_the_file_of_their_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-of-24-characters!\n", encoding="utf-8")
+    (tmp_path / "token").chmod(0o600)
+    seen: list[tuple[str, str | None]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers.get("Authorization")))
+        return httpx.Response(200, json={"status": "ready", "model": "m", "detail": ""})
+
+    urls = f"http://a:1#{tmp_path / 'token'}, http://b:2/"
+    with HttpModel(urls, transport=httpx.MockTransport(answer)) as client:
+        client.readiness()
+    assert sorted(seen) == [
+        ("http://a:1/readyz", "Bearer secret-of-24-characters!"),
+        ("http://b:2/readyz", "Bearer secret-of-24-characters!"),
+    ]
