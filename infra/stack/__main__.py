@@ -47,7 +47,8 @@ def up(stack: Stack, keeper: Keeper) -> int:
     """Start what is not running."""
     with only_one(stack):
         if stack.database is None:
-            say("no PostgreSQL found (initdb): using sqlite, which is for one person on a laptop")
+            why = "" if stack.settings.database == "sqlite" else "no PostgreSQL found (initdb): "
+            say(f"{why}using sqlite, which is for one person on a laptop")
         else:
             stack.database.prepare()
         write_env(stack)
