@@ -94,13 +94,16 @@ class Moment:
 def kill(shop: Workshop, results: Results, calls: list[Call], seconds: dict[str, float], kills: int) -> None:
     """``kill -9`` at a random moment, or while the result is being written; then the same again, to its end.
 
-    Stages that had ended before the moment came do not count.
+    Every stage has its turn, then those that take less than the median. Stages that had ended before the moment came
+    do not count.
     """
+    order = sorted(calls, key=lambda call: seconds[call.file.stem])
+    order = [*calls, *order[: (len(order) + 1) // 2] * 99]
     done = sum(row["fault"] == "kill -9" for row in results.rows)
     for trial in results.todo("kill -9", [f"{number:03d}" for number in range(3 * kills)]):
         if done >= kills:
             return
-        call = calls[int(trial) % len(calls)]
+        call = order[int(trial)]
         store = without(shop, call)
         spec, pattern = shop.spec_for(call, store), f".building-{call.key}-*"
         moment = Moment(trial, seconds[call.file.stem], partial((store / call.name).glob, f"{pattern}/*"))
@@ -187,17 +190,21 @@ def mounted(place: Path, *options: str) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(place)], check=False)
 
 
-def some_calls(calls: list[Call], others: int) -> dict[str, Call]:
-    """The slowest stages first, one call of each."""
-    order = ("render-photos", "train-speaker", "embed-images", "build-dataset", "describe-concepts", "play-games")
-    rest = ("evaluate-vqa", "build-catalog", "index-database", "build-report", "mine-distractors", "split-concepts")
+HEAVY = ("render-photos", "train-speaker", "embed-images", "build-dataset", "describe-concepts", "play-games")
+LIGHT = ("evaluate-vqa", "build-catalog", "build-report", "split-concepts", "evaluate-recognition", "compare-speakers")
+WITHOUT_TORCH = ("render-photos", "play-games", "build-games", *LIGHT)
+"""Stages whose process does not load torch, whose threads libfaketime can block."""
+
+
+def some_calls(calls: list[Call], names: tuple[str, ...], most: int) -> dict[str, Call]:
+    """One call of each of the first stages named."""
     by_name = {call.name: call for call in calls}
-    return {name: by_name[name] for name in (*order, *rest)[:others] if name in by_name}
+    return {name: by_name[name] for name in names if name in by_name and names.index(name) < most}
 
 
 def fill_disk(shop: Workshop, results: Results, calls: list[Call], others: int) -> None:
     """No room: on a small disk of its own, or, where nothing can be mounted, with a limit of a file's size."""
-    chosen = some_calls(calls, others)
+    chosen = some_calls(calls, (*HEAVY, *LIGHT), others)
     for name in results.todo("disk full", list(chosen)):
         call, place = chosen[name], shop.folder / "small-disk"
         shutil.rmtree(place, ignore_errors=True)
@@ -220,7 +227,7 @@ def fill_disk(shop: Workshop, results: Results, calls: list[Call], others: int) 
 
 def forbid_writing(shop: Workshop, results: Results, calls: list[Call], others: int) -> None:
     """A store that can only be read."""
-    chosen = some_calls(calls, min(others, 4))
+    chosen = some_calls(calls, ("render-photos", "build-dataset", "play-games", "build-report"), others)
     for name in results.todo("read-only folder", list(chosen)):
         call, place = chosen[name], shop.folder / "trial"
         store = without(shop, call)
@@ -281,7 +288,7 @@ class Jumps:
 def change_time(shop: Workshop, results: Results, calls: list[Call], others: int) -> None:
     """The clock jumps, by years and hours, back and forth, while a stage runs."""
     library = next((path for path in FAKETIME if path.is_file()), None)
-    chosen = some_calls(calls, others)
+    chosen = some_calls(calls, WITHOUT_TORCH, others)
     for name in results.todo("clock jump", list(chosen)):
         call = chosen[name]
         if library is None:

@@ -1,7 +1,9 @@
 """Connections of the impatient and the malicious: slow headers, unread answers, crowds."""
 
+import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -122,6 +124,15 @@ def test_connections_that_wait_for_the_model_are_left_alone(port: int, monkeypat
             assert is_cut(slow)  # as long as the clock of headers
         model.open.set()
         assert asked.wait().status_code == 200
+
+
+def test_all_times_are_monotonic() -> None:
+    """A system clock that jumps must not end a request, a rest or a drain."""
+    sources = sorted(Path(server_module.__file__).parent.glob("*.py"))
+    assert len(sources) > 10
+    for source in sources:
+        text = source.read_text(encoding="utf-8")
+        assert not re.search(r"\btime\.time\(|datetime\.|\btime_ns\(", text), source.name
 
 
 def test_uvicorn_s_protocol_is_as_we_know_it() -> None:
