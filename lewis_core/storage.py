@@ -2,10 +2,11 @@
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from lewis_core.errors import LewisError, StorageError
+from lewis_core.errors import LewisError, ProcessError, StorageError
 
 _REASONS = {
     errno.ENOSPC: "no space is left on the disk",
@@ -38,12 +39,24 @@ def naming_storage_errors(place: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ProcessError as error:
+        if is_full(place):  # a child that could not even write its log cannot say why it died
+            raise StorageError(f"{_REASONS[errno.ENOSPC]} of {place}; make room, and run the command again") from error
+        raise
     except LewisError:
         raise
     except Exception as error:
         if (reason := storage_problem(error)) is None:
             raise
         raise StorageError(f"{reason}; make room or give access, and run the command again ({place})") from error
+
+
+def is_full(place: Path) -> bool:
+    """Whether the disk of a folder has no room for even a small file."""
+    try:
+        return shutil.disk_usage(place).free < 256 << 10
+    except OSError:
+        return False
 
 
 def storage_problem(error: BaseException) -> str | None:

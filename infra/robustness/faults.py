@@ -219,7 +219,7 @@ def fill_disk(shop: Workshop, results: Results, calls: list[Call], others: int) 
                     ballast.write(b"\0" * max(0, usage.free - leave))
             else:
                 prefix = ("prlimit", "--fsize=2048")
-            refused = run_stage(spec, prefix=prefix)
+            refused = run_stage(elsewhere(shop, spec), prefix=prefix)
             (place / "ballast").unlink(missing_ok=True)
             facts = {"how": "tmpfs" if is_disk else "limit of a file's size"}
             conclude(shop, results, "disk full", name, call, refused, store, **facts)
@@ -232,15 +232,20 @@ def forbid_writing(shop: Workshop, results: Results, calls: list[Call], others: 
         call, place = chosen[name], shop.folder / "trial"
         store = without(shop, call)
         spec = shop.spec_for(call, store)
-        log_folder = shop.folder / "read-only-spec"
-        log_folder.mkdir(exist_ok=True)
-        moved = Path(shutil.copy(spec, log_folder / spec.name))
+        moved = elsewhere(shop, spec)
         with mounted(store, "--bind", str(store)) as bound:
             if not bound or subprocess.run(["mount", "-o", "remount,ro,bind", str(store)], check=False).returncode:
                 results.add("read-only folder", name, call.name, "not tried: nothing can be mounted here", ok=True)
                 continue
             refused = run_stage(moved)
         conclude(shop, results, "read-only folder", name, call, refused, place / "store")
+
+
+def elsewhere(shop: Workshop, spec: Path) -> Path:
+    """A copy of the specification where a log can be written beside it."""
+    folder = shop.folder / "logs"
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(spec, folder / spec.name))
 
 
 def conclude(
