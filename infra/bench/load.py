@@ -176,11 +176,12 @@ async def measure(options: argparse.Namespace, folder: Path, service: psutil.Pro
     result: dict[str, Any] = {"hardware": ready["hardware"], "points": [], "goodput_kept_at_overload": None}
     async with ours.client, other.client:
         capacity = await measure_ours(ours, options, result)
-        if options.reference_requests:
-            await measure_reference(other, capacity, options, result)
         if options.soak_s:
             result["soak"] = await soak(ours, capacity * 0.7, options, folder, service)
             save(options, result)
+        if options.reference_requests:
+            # last: it goes on with what nobody waits for any more
+            await measure_reference(other, capacity, options, result)
     return result
 
 

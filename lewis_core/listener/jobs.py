@@ -16,6 +16,8 @@ from lewis_core.errors import ListenerBusyError, ListenerDeadlineError
 
 Kind = Literal["score", "choose", "generate"]
 MAX_RETRY_AFTER_S = 30.0
+CAUTION = 1.5
+"""A request is let in if its answer would be in time even if the model were slower by this factor."""
 _SMOOTHING = 0.3
 """Weight of the newest call in the pace."""
 
@@ -130,7 +132,8 @@ class JobQueue:
         if len(self._waiting) >= self._max_waiting:
             raise busy(f"{len(self._waiting)} requests are waiting already", wait_s)
         own_s = job.tokens_left * self._pace.get(job.kind, 0.0)
-        if wait_s and (wait_s > self._max_wait_s or wait_s + own_s > job.deadline - time.monotonic()):
+        needed_s = CAUTION * (wait_s + own_s)
+        if wait_s and (wait_s > self._max_wait_s or needed_s > job.deadline - time.monotonic()):
             raise busy(f"about {wait_s:.1f} s of work are waiting already, too much for this request", wait_s)
         self._waiting.append(job)
 
