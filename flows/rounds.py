@@ -85,7 +85,8 @@ def train_listener(
     adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config)
     if not config.full_finetuning:
         numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
-        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_LISTENER, label), numbers)
+        key = run.tracking_key(pipeline.TRAIN_LISTENER, label)
+        run.tracker.register_adapter(adapter, key, numbers, steps.name_of(run, config))
     return adapter
 
 

@@ -14,11 +14,13 @@ from lewis_core.artifacts import ArtifactRef, digest_file
 from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
 from lewis_core.config.evaluation import SpeakerRef, VqaConfig
+from lewis_core.config.grpo import GrpoConfig
 from lewis_core.data.layout import scan_tree
 from lewis_core.errors import CatalogError, ConfigError
 from lewis_core.evaluation.vqa import QUESTIONS, usable_items
 from lewis_core.models.files import model_identity
 from lewis_core.records import Catalog, Database, Splits, VqaItem, load_jsonl, load_record
+from lewis_core.training.naming import dataset_name, trained_name
 from tasks.run import PipelineRun
 
 logger = logging.getLogger(__name__)
@@ -138,8 +140,13 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     run.stop_services(keep=[ref for ref in evaluation_models(run) if ref in asked])
     numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
     if not config.full_finetuning:
-        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers)
+        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers, name_of(run, config))
     return adapter
+
+
+def name_of(run: PipelineRun, config: GrpoConfig) -> str:
+    """What people call the result of a training of this run."""
+    return trained_name(config, dataset_name(run.config.source))
 
 
 def trained_model(base: ModelRef, result: ArtifactRef) -> ModelRef:

@@ -180,9 +180,11 @@ class Sender:
             if version.tags.get("adapter_digest") == adapter.digest:
                 return
         run = self.ids.get(entry.get("made_by") or "", self.ids[entry["run"]])
-        tags = {"adapter_digest": adapter.digest, "adapter_key": adapter.key, **manifest_tags(adapter)}
+        title = str(entry.get("title") or name)
+        tags = {"adapter_digest": adapter.digest, "adapter_key": adapter.key, "lewis.name": title}
+        tags |= manifest_tags(adapter)
         model = client.create_logged_model(
-            self._experiment, name=name, source_run_id=run, tags=tags, model_type="lora-adapter"
+            self._experiment, name=title, source_run_id=run, tags=tags, model_type="lora-adapter"
         )
         client.log_model_artifacts(model.model_id, str(adapter.path / "adapter"))
         client.finalize_logged_model(model.model_id, "READY")
@@ -190,7 +192,12 @@ class Sender:
             moment = int(entry["time"] * 1000)
             client.log_metric(run, metric_name(key), value, timestamp=moment, model_id=model.model_id)
         made = client.create_model_version(
-            name, source=f"models:/{model.model_id}", run_id=run, tags=tags, model_id=model.model_id
+            name,
+            source=f"models:/{model.model_id}",
+            run_id=run,
+            tags=tags,
+            model_id=model.model_id,
+            description=title,
         )
         client.set_registered_model_alias(name, "candidate", made.version)
         announce(name, str(made.version), adapter.digest, str(self._header["run_name"]))

@@ -176,7 +176,9 @@ class Tracker:
         """The flow's own run, to log to."""
         return StageTracker(self, self._key, "pipeline")
 
-    def register_adapter(self, adapter: ArtifactRef, made_by: str | None, metrics: Mapping[str, float]) -> None:
+    def register_adapter(
+        self, adapter: ArtifactRef, made_by: str | None, metrics: Mapping[str, float], title: str
+    ) -> None:
         """Register a trained adapter as a model with the alias ``candidate``, and tell Prefect that there is one.
 
         An adapter that was registered before (same content) is not registered again.
@@ -185,11 +187,12 @@ class Tracker:
             adapter: The train-speaker or train-listener artifact.
             made_by: Key of the run that made it, or ``None``.
             metrics: Numbers kept with the model.
+            title: What people call it; its version's description and tag ``lewis.name``.
         """
         is_listener = adapter.kind == TRAIN_LISTENER.name
         if name := self._config.registered_listener if is_listener else self._config.registered_model:
             content = adapter.model_dump(mode="json")
-            self._add("register", name=name, adapter=content, made_by=made_by, metrics=dict(metrics))
+            self._add("register", name=name, adapter=content, made_by=made_by, metrics=dict(metrics), title=title)
 
 
 class StageTracker:

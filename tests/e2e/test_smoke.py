@@ -67,6 +67,7 @@ def check_tracking(result: dict[str, Any]) -> None:
     assert steps and max(steps) == 12
     model = client.get_model_version_by_alias("lewis-speaker", "candidate")
     assert len(model.tags["dataset_digest"]) == len(model.tags["config_digest"]) == 64
+    assert model.tags["lewis.name"] == model.description == "pocket-base_GRPO_lewis_pocket_seed_0_r4_a8"
 
 
 def test_a_second_run_computes_nothing(workplace: Workplace, killed: float) -> None:

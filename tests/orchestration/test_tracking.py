@@ -97,7 +97,7 @@ def run_something(config: TrackingConfig, work_dir: Path, adapter: Path | None =
                 (folder / "adapter" / name).write_text("{}")
             arguments = {"config": {"model": {"weights": "w"}}, "dataset": {"digest": "d"}}
             ref = ArtifactStore(work_dir / "store").publish(folder, "train-speaker", "k", arguments, "", {}, {})
-        tracker.register_adapter(ref, stage.key, {"steps": 3.0})
+        tracker.register_adapter(ref, stage.key, {"steps": 3.0}, "base_GRPO_lewis_mugs_seed_0_r4_a8")
     tracker.end("FINISHED")
     return tracker
 
