@@ -17,6 +17,8 @@ from lewis_core.models.images import ImageFolder
 from lewis_core.testing import FakeModel, write_image
 from tests.service.helpers import count, listening
 
+# The service's threads draw random numbers (pauses between attempts) while requests are made up in this one.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 schemathesis.checks.load_all_checks()
 EXAMPLES = int(os.environ.get("ROBUSTNESS_EXAMPLES", "8"))
 CHECKED = [
@@ -67,7 +69,7 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 OPERATIONS = (
     *("POST /v1/score", "POST /v1/choose", "POST /v1/generate", "POST /score", "POST /batch_score"),
-    *("GET /healthz", "GET /readyz", "GET /metrics"),
+    *("POST /describe", "POST /batch_describe", "GET /healthz", "GET /readyz", "GET /metrics"),
 )
 
 
