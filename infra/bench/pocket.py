@@ -57,6 +57,7 @@ def run(recorder: Recorder, folder: Path, steps: int, is_small: bool) -> None:
             name,
             statistics.median(times),
             times=[round(t, 3) for t in arm.seconds],
+            processor_s=round(statistics.median(arm.processor[1:] or arm.processor), 3),
             rewards=[round(r, 4) for r in arm.rewards],
             completion_tokens=round(statistics.fmean(arm.lengths), 1),
         )
@@ -149,13 +150,14 @@ class Stepper:
         trainer.create_optimizer_and_scheduler(trainer.args.max_steps)
         self._batches = iter(trainer.get_train_dataloader())
         self.seconds: list[float] = []
+        self.processor: list[float] = []  # seconds of all threads, which other programs on the machine hardly change
         self.rewards: list[float] = []
         self.lengths: list[float] = []
 
     def step(self) -> None:
         """Rollouts, rewards, reference, update."""
         trainer = self._trainer
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         try:
             batch = next(self._batches)
         except StopIteration:
@@ -168,6 +170,7 @@ class Stepper:
         trainer.model.zero_grad()
         trainer.state.global_step += 1
         self.seconds.append(time.perf_counter() - started)
+        self.processor.append(time.process_time() - worked)
         metrics = trainer._metrics["train"]
         self.rewards.append(float(metrics["reward"][-1]))
         self.lengths.append(float(metrics["completions/mean_length"][-1]))
