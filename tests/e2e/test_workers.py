@@ -1,23 +1,28 @@
-"""Runs as users start them: a server, a worker, deployments; cached, cancelled, scheduled.
+"""Runs as users start them: a server, a worker, deployments; cached, cancelled, announced, scheduled.
 
 What is not under test is served by the store of the finished run in the same work folder.
 """
 
 import json
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
+from safetensors.torch import load_file, save_file
 
+from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from tests.e2e.workplace import ROOT, SETTINGS, Workplace
 from tests.orchestration.live import Server, Worker, running_worker, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("deployed")]
-RESUMED = "training goes on from checkpoint-"
 SMOKE, TRIGGERED = "full-pipeline-pocket-smoke", "reevaluate-checkpoints-when-registered"
 
 
@@ -72,6 +77,97 @@ def test_cancelling_in_training_leaves_no_process(
     assert wait_for(lambda: not workplace.processes(), timeout_s=60), workplace.processes()
     checkpoint = in_training(workplace)
     assert checkpoint is not None, "what was learnt so far is kept"
+
+
+def elsewhere(server: Server, code: str, *words: str) -> None:
+    """Run code in a process that knows the server, as the end of another training would."""
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.fixture
+def triggered(server: Server, workplace: Workplace, tmp_path: Path) -> dict[str, Any]:
+    """The deployment that waits for checkpoints, for this work folder instead of the pocket's."""
+    content = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text(encoding="utf-8"))
+    chosen = next(one for one in content["deployments"] if one["name"] == TRIGGERED)
+    chosen["parameters"] = {"config": settings(workplace)}
+    chosen["triggers"][0]["match"]["lewis.run"] = "pocket-smoke"
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump({"name": "test", "deployments": [chosen]}), encoding="utf-8")
+    done = server.cli("deploy", "--prefect-file", str(file), "--all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return server.deployment(TRIGGERED)
+
+
+def train_another(workplace: Workplace) -> ArtifactRef:
+    """An adapter of a training that was elsewhere: other weights, whole, with its manifest."""
+    store = ArtifactStore(workplace.folder / "store")
+    first = next(store.root.glob("train-speaker/*/manifest.json")).parent
+    known = store.find("train-speaker", first.name)
+    assert known is not None
+    weights = load_file(first / "adapter/adapter_model.safetensors")
+    generator = torch.Generator().manual_seed(3)
+    with store.building("train-speaker", "of-another-training") as folder:
+        shutil.copytree(first / "adapter", folder / "adapter")
+        moved = {name: value + 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+        save_file(moved, folder / "adapter/adapter_model.safetensors")
+        arguments = known.verify().arguments
+        return store.publish(folder, "train-speaker", "of-another-training", arguments, "", {}, {})
+
+
+def descriptions_started(workplace: Workplace, label: str) -> int:
+    """How often a checkpoint was described, by all runs in the folder."""
+    lines = [line for path in workplace.folder.glob("logs/events-*.jsonl") for line in path.read_text().splitlines()]
+    entries = [json.loads(line) for line in lines]
+    return sum(one["event"] == "start" and one.get("name") == f"describe-concepts {label}" for one in entries)
+
+
+REGISTER = """
+import sys
+from pathlib import Path
+from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.pipeline import TrackingConfig
+from tasks.tracking import Tracker
+
+folder, uri, adapter = sys.argv[1:]
+tracker = Tracker(TrackingConfig(uri=uri), Path(folder), "elsewhere", {}, "pocket-smoke")
+tracker.register_adapter(ArtifactRef.model_validate_json(adapter), None, {}, "another")
+tracker.end("FINISHED")
+"""
+ANNOUNCE = """
+import sys
+from tasks.sending import announce
+
+announce("lewis-speaker", "2", sys.argv[1], "pocket-smoke")
+"""
+
+
+def test_a_registered_checkpoint_is_evaluated_once(
+    server: Server, worker: Worker, workplace: Workplace, finished: dict[str, Any], triggered: dict[str, Any]
+) -> None:
+    """Registration announces it, the announcement starts a run; told again, nothing is evaluated again."""
+    adapter = train_another(workplace)
+    elsewhere(server, REGISTER, str(workplace.folder), finished["mlflow_uri"], adapter.model_dump_json())
+    assert wait_for(lambda: server.runs(TRIGGERED), 90), "the announcement started no run"
+    first = str(server.runs(TRIGGERED)[0]["id"])
+    assert server.wait_final(first) == "COMPLETED", server.logs(first)
+    assert descriptions_started(workplace, "lewis-speaker 2") == 1
+    tags = MlflowClient(finished["mlflow_uri"]).get_model_version("lewis-speaker", "2").tags
+    assert {"lewis.evaluation", "lewis.game_accuracy", "lewis.independent_game_accuracy"} <= set(tags)
+    elsewhere(server, ANNOUNCE, adapter.digest)
+    assert wait_for(lambda: len(server.runs(TRIGGERED)) > 1, 90), "the second announcement started no run"
+    second = str(server.runs(TRIGGERED)[-1]["id"])
+    assert server.wait_final(second) == "COMPLETED", server.logs(second)
+    assert descriptions_started(workplace, "lewis-speaker 2") == 1
+    assert len(server.runs(TRIGGERED)) == 2
+    made = server.post("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [second]}}})
+    board = next(json.loads(one["data"]) for one in made if one["key"] == "leaderboard")
+    assert {row["checkpoint"].removesuffix(" (champion)"): row["status"] for row in board} == {
+        "base": "evaluated before",
+        "lewis-speaker 1": "evaluated before",
+        "lewis-speaker 2": "evaluated before",
+    }
 
 
 def test_a_schedule_fires(server: Server, worker: Worker, tmp_path: Path) -> None:
