@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.data import DatasetConfig
-from lewis_core.data.rows import LISTENER_COLUMNS, SAME, draw_others
+from lewis_core.data.rows import LISTENER_COLUMNS, draw_others, listener_row
 from lewis_core.errors import DataError
 from lewis_core.prompts import PromptSet, prompt_set
 from lewis_core.records import Database, Game, JsonObject, load_jsonl, load_record
@@ -76,13 +76,5 @@ def match_rows(
     """
     described = [game for game in games if game.concept in texts]
     for game, kind, concept, image in draw_others(described, config, "match"):
-        yield {
-            "prompt": [{"role": "user", "content": words.match(game.category_word, texts[game.concept])}],
-            "photos": [image.path],
-            "answer": "yes" if kind == SAME else "no",
-            "kind": kind,
-            "category_word": game.category_word,
-            "concept": game.concept,
-            "other_concept": concept,
-            "game_id": game.id,
-        }
+        question = words.match(game.category_word, texts[game.concept])
+        yield listener_row(game, kind, concept, question, [image.path])

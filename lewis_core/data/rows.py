@@ -108,16 +108,22 @@ def listener_rows(
     for game, kind, concept, image in draw_others(games, config, "pair"):
         text = pair_prompt(words.name, game.category_word)
         parts = [("text", "Photo 1:"), ("image", None), ("text", "Photo 2:"), ("image", None), ("text", text)]
-        yield {
-            "prompt": [{"role": "user", "content": [{"type": type_, "text": said} for type_, said in parts]}],
-            "photos": [_photo(game.query, photo_root), _photo(image, photo_root)],
-            "answer": "yes" if kind == SAME else "no",
-            "kind": kind,
-            "category_word": game.category_word,
-            "concept": game.concept,
-            "other_concept": concept,
-            "game_id": game.id,
-        }
+        content = [{"type": type_, "text": said} for type_, said in parts]
+        yield listener_row(game, kind, concept, content, [_photo(game.query, photo_root), _photo(image, photo_root)])
+
+
+def listener_row(game: Game, kind: str, other_concept: str, content: object, photos: list[Any]) -> dict[str, Any]:
+    """One question to a listener: values of :data:`LISTENER_COLUMNS`; ``content`` is the user's message."""
+    return {
+        "prompt": [{"role": "user", "content": content}],
+        "photos": photos,
+        "answer": "yes" if kind == SAME else "no",
+        "kind": kind,
+        "category_word": game.category_word,
+        "concept": game.concept,
+        "other_concept": other_concept,
+        "game_id": game.id,
+    }
 
 
 def draw_others(
