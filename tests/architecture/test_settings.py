@@ -57,7 +57,7 @@ def test_each_work_folder_is_used_by_one_settings_file() -> None:
 
 def test_deployed_parameters_are_those_of_the_settings_files() -> None:
     checked = subprocess.run(
-        [sys.executable, "infra/sync_deployments.py", "--check"], cwd=ROOT, check=False, timeout=60
+        [sys.executable, "infra/sync_deployments.py", "--check"], cwd=ROOT, check=False, timeout=120
     )
     assert checked.returncode == 0, "run python infra/sync_deployments.py"
     for name, values in CONTENT["definitions"]["settings"].items():
@@ -76,8 +76,8 @@ def test_the_check_sees_a_difference(tmp_path: Path) -> None:
         (tmp_path / "deployments" / file).write_text(text.replace("max_steps = 60", "max_steps = 61"), encoding="utf-8")
     yaml_file = tmp_path / "deployments/prefect.yaml"
     by_hand = yaml_file.read_text(encoding="utf-8").partition("\ndeployments:\n")[2]
-    assert subprocess.run([sys.executable, sync, "--check"], check=False, timeout=60).returncode == 1
-    assert subprocess.run([sys.executable, sync], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, sync, "--check"], check=False, timeout=120).returncode == 1
+    assert subprocess.run([sys.executable, sync], check=False, timeout=120).returncode == 0
     assert "max_steps: 61" in yaml_file.read_text(encoding="utf-8")
     assert yaml_file.read_text(encoding="utf-8").partition("\ndeployments:\n")[2] == by_hand
 

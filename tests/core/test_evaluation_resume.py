@@ -63,7 +63,7 @@ def test_after_kill_9_only_what_is_missing_is_asked(tmp_path: Path) -> None:
     assert 12 <= kept <= len(first) and not (tmp_path / "done.jsonl").exists()
     with journal.open("a") as file:
         file.write('["torn')  # as a kill in the middle of a write leaves it
-    assert start(tmp_path, 0.0).wait(60) == 0
+    assert start(tmp_path, 0.0).wait(300) == 0
     second = asked.read_text().splitlines()[len(first) :]
     assert not set(second) & set(first[:kept]), "an answered item was asked again"
     fresh = FakeModel()

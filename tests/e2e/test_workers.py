@@ -74,7 +74,7 @@ def test_cancelling_in_training_leaves_no_process(
     cancelled = server.cli("flow-run", "cancel", run_id)
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert server.wait_final(run_id) == "CANCELLED", server.logs(run_id)
-    assert wait_for(lambda: not workplace.processes(), timeout_s=60), workplace.processes()
+    assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
     checkpoint = in_training(workplace)
     assert checkpoint is not None, "what was learnt so far is kept"
 

@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     of_runs = file.read_text(encoding="utf-8")
     gauges.close()
     with TestClient(create_app(Keeps, model_name="fake")) as client:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while client.get("/readyz").status_code != 200:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -43,7 +43,7 @@ class Server:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         self.process = Process("prefect server", command, folder / "server.log", env=self.env)
 
-    def wait_healthy(self, timeout_s: float = 90.0) -> None:
+    def wait_healthy(self, timeout_s: float = 180.0) -> None:
         """Return when it answers."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self.process.is_alive:
@@ -56,7 +56,7 @@ class Server:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Call its API; while SQLite is being written it answers 503, and is asked again as Prefect's client does."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         answer = httpx.post(f"{self.url}{path}", json=body, trust_env=False, timeout=60)
         while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < deadline:
             time.sleep(0.5)

@@ -69,7 +69,7 @@ def test_waiting_ends_with_the_flow(tmp_path: Path) -> None:
         thread = threading.Thread(target=copy_context().run, args=(wait,))
         thread.start()
         time.sleep(0.1)
-    thread.join(30)
+    thread.join(120)
     held.close()
     assert ["the flow is ending" in failure for failure in failures] == [True]
 
@@ -97,7 +97,7 @@ with GpuPool(GpuConfig(ids=(0,), lock_dir=Path({str(tmp_path)!r})), is_used=True
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with pool(tmp_path, (0,), max_wait_s=30.0).lease(1, "other") as names:
+    with pool(tmp_path, (0,), max_wait_s=120.0).lease(1, "other") as names:
         assert names == ("0",)
 
 
@@ -129,7 +129,7 @@ def test_many_threads_of_two_runs_share_two_gpus_without_a_clash(tmp_path: Path)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert (len(done), clashes) == (12, [])
 
 

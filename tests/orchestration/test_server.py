@@ -24,7 +24,7 @@ def test_a_cron_deployment_gets_scheduled_runs(server: Server) -> None:
         "deployments": {"id": {"any_": [deployment["id"]]}},
         "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
     }
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(server.post("/flow_runs/filter", wanted)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     runs = server.post("/flow_runs/filter", wanted)

@@ -16,7 +16,7 @@ from lewis_core.listener.server import make_server
 from lewis_core.listener.service import create_app
 from lewis_core.testing import FakeModel
 
-PATIENCE_S = 60
+PATIENCE_S = 120
 COUNTS = os.environ.get("ROBUSTNESS_COUNTS")
 """File that gets the number of inputs tried; ``python -m infra.robustness inputs`` names it."""
 GAME = {"candidates": ["a.jpg", "b.jpg"], "descriptions": ["red", "blue", "green"]}

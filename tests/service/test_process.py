@@ -105,7 +105,7 @@ def test_images_outside_and_broken_ones_are_refused(service, image, status):
 def test_a_taken_port_is_said_so(service, photos):
     port = service[1].rpartition(":")[2]
     process = start("--model", "pocket:base", "--image-root", str(photos), "--port", port)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 98
     assert "address already in use" in errors
     assert "Traceback" not in errors
@@ -124,7 +124,7 @@ def test_a_taken_port_is_said_so(service, photos):
 )
 def test_a_wrong_start_ends_with_the_reason(photos, arguments, status, says):
     process = start("--image-root", str(photos), "--port", "0", *arguments)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == status
     assert says in errors
     assert "Traceback" not in errors
@@ -162,7 +162,7 @@ def test_sigterm_answers_what_is_there_and_ends_it_cleanly(service):
         wait_for(in_call)
         process.send_signal(signal.SIGTERM)
         assert [len(texts) for texts in asked.wait()] == [1, 1, 1]
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "stopped" in errors
     assert "Traceback" not in errors
@@ -175,15 +175,17 @@ def test_sigterm_ends_it_while_the_model_is_loading(photos):
     assert "listening on" in process.stderr.readline()
     time.sleep(0.5)  # torch is being imported
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "Traceback" not in errors
 
 
 def test_help_is_quick_and_the_client_is_light():
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-m", "lewis_core.listener", "--help"], check=True, stdout=subprocess.DEVNULL)
-    assert time.monotonic() - started < 3  # 0.3 s on an idle machine
+    command = [sys.executable, "-X", "importtime", "-m", "lewis_core.listener", "--help"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert "lewis_core" in loaded
+    assert not loaded & {"torch", "transformers", "fastapi", "uvicorn"}
     code = "import sys, lewis_core.listener.client; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -29,7 +29,7 @@ def says_yes(image: str, description: str) -> float:
 @contextmanager
 def serving(load: Callable[[], object], ready: int = 200, **options) -> Iterator[TestClient]:
     with TestClient(create_app(load, model_name="fake", **options), raise_server_exceptions=False) as client:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while client.get("/readyz").status_code != ready:
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -66,7 +66,7 @@ class Gate(FakeModel):
         """Note the call, and wait."""
         self.calls.append(len(games))
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(120)
         return super().score(games)
 
 
@@ -183,7 +183,7 @@ def test_readiness_while_loading_and_after_a_failure():
     release = threading.Event()
 
     def load():
-        assert release.wait(10)
+        assert release.wait(120)
         raise ModelError("no weights here")
 
     with serving(load, ready=503) as client:
@@ -221,7 +221,7 @@ def test_waiting_requests_are_packed_and_the_rest_is_refused():
 
         threads = [threading.Thread(target=ask) for _ in range(4)]
         threads[0].start()
-        assert model.entered.wait(10)
+        assert model.entered.wait(120)
         for thread in threads[1:]:
             thread.start()
         while "lewis_queue_length 3" not in client.get("/metrics").text:
