@@ -21,8 +21,17 @@ import pytest_socket  # noqa: E402
 
 import flows  # noqa: E402, F401 - sets the quiet, offline environment
 
+STARTS_PROCESSES = ("e2e", "orchestration", "service")
+
 if TYPE_CHECKING:
     from tests.orchestration.live import Server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests of whole processes a second try; pytest lists each (``RERUN``), for it is a defect all the same."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.path.parent.name in STARTS_PROCESSES:
+            item.add_marker(pytest.mark.flaky(reruns=1))
 
 
 def pytest_runtest_setup() -> None:
