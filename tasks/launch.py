@@ -127,6 +127,8 @@ def main(spec_path: Path) -> int:
         report_failure(error)
         leave_process_group()
         return EXIT_LISTENER_LOST
+    except SystemExit as ending:  # after SIGTERM and a saved checkpoint, by all processes
+        return ending.code if isinstance(ending.code, int) else 1
     except Exception as error:  # noqa: BLE001 - told to the parent, which can tell it from a kill then
         report_failure(error)
         return 1

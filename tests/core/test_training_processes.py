@@ -29,7 +29,7 @@ from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl
 from lewis_core.testing import FakeModel
 from lewis_core.training.checkpoints import newest_checkpoint
-from lewis_core.training.processes import leave_process_group
+from lewis_core.training.processes import end_process, leave_process_group
 from lewis_core.training.speaker import train_on_rows
 from lewis_core.training.trainer import SpeakerTrainer
 
@@ -82,6 +82,7 @@ if lose:
         assert newest_checkpoint(work / "checkpoints").name == "checkpoint-1"
 train_on_rows(rows, Listener(says_yes), *arguments)
 leave_process_group()
+end_process(0)
 '''
 
 
