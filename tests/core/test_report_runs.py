@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -313,22 +314,68 @@ def test_the_command_says_what_it_did_and_what_is_wrong(tmp_path: Path, capsys: 
         assert wrong[0] in capsys.readouterr().err
 
 
+def browse(page: Path, *options: str) -> str:
+    """Open a page in a browser without a window; returns what was printed."""
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={page.parent / 'profile'}",
+    ]
+    command += [*options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Content Security Policy" not in done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on this machine")
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     compare(tmp_path, *seeds(tmp_path))
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    page = (tmp_path / "out/report.html").as_uri()
-
-    def browse(*more: str) -> str:
-        done = subprocess.run(
-            [str(CHROMIUM), *options, *more, page], capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert "Content Security Policy" not in done.stderr
-        return done.stdout
-
-    dom = browse("--dump-dom")
+    page = tmp_path / "out/report.html"
+    dom = browse(page, "--dump-dom")
     assert '<html lang="en" class="js">' in dom  # the script ran
     assert "8 of 8 shown" in dom
-    browse(f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    browse(page, f"--print-to-pdf={tmp_path / 'page.pdf'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+CLICK = """<script>
+var bar = document.querySelector(".filters"), said = [];
+function say(what) {
+  var visible = bar.parentNode.querySelectorAll(".card:not([hidden])").length;
+  said.push(what + ": " + bar.querySelector("output").textContent + ", " + visible + " visible");
+}
+Array.prototype.forEach.call(bar.querySelectorAll("button"), function (button) {
+  button.click();
+  say(button.textContent);
+  button.parentNode.querySelector("button").click();
+});
+var search = bar.querySelector("input");
+["BAG", "nothing like this", ""].forEach(function (words) {
+  search.value = words;
+  search.dispatchEvent(new Event("input"));
+  say("find " + words);
+});
+document.title = said.join("; ");
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on this machine")
+def test_clicks_and_words_choose_among_the_photos(tmp_path: Path) -> None:
+    compare(tmp_path, *seeds(tmp_path))
+    page = tmp_path / "out/report.html"
+    html = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text()
+    )  # else no click by a script
+    page.write_text(html.replace("</body>", CLICK))
+    title = re.search(r"<title>(.*?)</title>", browse(page, "--dump-dom"))
+    assert title is not None
+    assert title[1].split("; ") == [
+        *("all kinds: 8 of 8 shown, 8 visible", "bag: 4 of 8 shown, 4 visible", "mug: 4 of 8 shown, 4 visible"),
+        *("all outcomes: 8 of 8 shown, 8 visible", "wins: 8 of 8 shown, 8 visible"),
+        *("losses: 0 of 8 shown, 0 visible", "no change: 0 of 8 shown, 0 visible"),
+        *("find BAG: 4 of 8 shown, 4 visible", "find nothing like this: 0 of 8 shown, 0 visible"),
+        "find : 8 of 8 shown, 8 visible",
+    ]
