@@ -10,7 +10,7 @@ pair whose description is missing is counted as failed and is wrong, but in numb
 it is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -279,11 +279,10 @@ FORMULAS = {
 }
 
 
-def count_measure(predictions: Sequence[Prediction], name: str) -> Measure:
-    """Build one of :data:`FORMULAS` over predictions."""
-    return formula_measure(
-        [prediction.concept for prediction in predictions], counts(predictions).tolist(), FORMULAS[name]
-    )
+def count_measures(predictions: Sequence[Prediction], names: Iterable[str]) -> dict[str, Measured]:
+    """Build some of :data:`FORMULAS` over predictions, which are counted once."""
+    concepts, parts = [prediction.concept for prediction in predictions], counts(predictions)
+    return {name: formula_measure(concepts, parts, FORMULAS[name]) for name in names}
 
 
 def split_arms(predictions: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
@@ -294,12 +293,12 @@ def split_arms(predictions: Sequence[Prediction]) -> tuple[list[Prediction], lis
 
 def weighted_accuracy(predictions: Sequence[Prediction]) -> Measure:
     """Mean of the accuracies on positives and negatives; pairs without a description are wrong."""
-    return count_measure(predictions, "weighted_accuracy")
+    return formula_measure([p.concept for p in predictions], counts(predictions), _weighted_accuracy)
 
 
 def f1(predictions: Sequence[Prediction]) -> Measure:
     """F1 of yes; pairs without a description are wrong."""
-    return count_measure(predictions, "f1")
+    return formula_measure([p.concept for p in predictions], counts(predictions), _f1)
 
 
 def ece_measure(predictions: Sequence[Prediction]) -> Measure:
@@ -308,7 +307,7 @@ def ece_measure(predictions: Sequence[Prediction]) -> Measure:
     for row, prediction in zip(rows, predictions, strict=True):
         place = int(metrics.calibration_bins(prediction.probabilities[0]))
         row[place], row[metrics.ECE_BINS + place], row[-1] = prediction.probabilities[0], prediction.expected == 0, 1
-    return formula_measure([prediction.concept for prediction in predictions], rows.tolist(), _ece)
+    return formula_measure([prediction.concept for prediction in predictions], rows, _ece)
 
 
 def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tuple[Metric, ...]:
@@ -316,7 +315,7 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
     every, blind = split_arms(predictions)
     asked = [prediction for prediction in every if prediction.error is None]
     measures: dict[str, Measured] = {
-        **{name: count_measure(every, name) for name in FORMULAS},
+        **count_measures(every, FORMULAS),
         "weighted_accuracy_described": weighted_accuracy(asked),
         "f1_described": f1(asked),
         **_ranked(asked, ""),
@@ -326,7 +325,7 @@ def aggregate(predictions: Sequence[Prediction], config: StatisticsConfig) -> tu
         if any(p.tags["negatives"] == kind for p in every):
             some = [p for p in every if p.tags["negatives"] in {POSITIVE, kind}]
             names = ("weighted_accuracy", "f1", "precision", "negative_accuracy")
-            measures |= {f"{name}_{kind}": count_measure(some, name) for name in names}
+            measures |= {f"{name}_{kind}": measure for name, measure in count_measures(some, names).items()}
             measures |= _ranked([p for p in some if p.error is None], f"_{kind}")
     measures |= _controls(every, blind)
     return summarise(measures, config, _notes(every, asked))
@@ -344,9 +343,11 @@ def _ranked(predictions: Sequence[Prediction], suffix: str) -> dict[str, Measure
 
 def _controls(every: Sequence[Prediction], blind: Sequence[Prediction]) -> dict[str, Measured]:
     """Always yes, the more frequent answer, and the arms that were asked."""
-    always = [prediction.model_copy(update={"answered": 0, "error": None}) for prediction in every]
+    positive = np.array([prediction.expected == 0 for prediction in every], float)
+    none = np.zeros_like(positive)
+    always_yes = np.stack([positive, 1 - positive, none, none, positive, 1 - positive], axis=1)
     controls: dict[str, Measured] = {
-        "control_always_yes_f1": count_measure(always, "f1"),
+        "control_always_yes_f1": formula_measure([prediction.concept for prediction in every], always_yes, _f1),
         "control_majority_accuracy": majority_position(every),
     }
     for mode, arm in by_mode(blind).items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.errors import EvaluationError
@@ -92,7 +92,7 @@ def first_by_second(totals: Floats) -> Floats:
     return metrics.ratio(totals[..., 0], totals[..., 1])
 
 
-def formula_measure(concepts: Sequence[str], parts: Sequence[Sequence[float]], formula: Formula) -> Measure:
+def formula_measure(concepts: Sequence[str], parts: ArrayLike, formula: Formula) -> Measure:
     """Build a measure from the parts of each item.
 
     Args:
