@@ -17,7 +17,7 @@ from lewis_core.errors import ImageError, ModelError
 from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models.digests import WeightsDigest
 from lewis_core.models.images import ImageSource
-from lewis_core.retrieval.encoder import prefetch
+from lewis_core.prefetch import prefetch
 
 logger = logging.getLogger(__name__)
 MAX_PATCHES = 32_768

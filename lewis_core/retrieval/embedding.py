@@ -13,11 +13,12 @@ from lewis_core.config.data import EncoderConfig
 from lewis_core.data import images as reading
 from lewis_core.data.images import load_rgb
 from lewis_core.models.files import encoder_identity
+from lewis_core.prefetch import prefetch
 from lewis_core.records import Catalog, ImageRecord, JsonObject, load_record
 from lewis_core.reporting import Reporter, track
 from lewis_core.retrieval import encoder as encoding
 from lewis_core.retrieval import pixels
-from lewis_core.retrieval.encoder import ClipEncoder, iter_batches, prefetch
+from lewis_core.retrieval.encoder import ClipEncoder, iter_batches
 from lewis_core.retrieval.store import EmbeddingStore
 from lewis_core.retrieval.vectors import Matrix, load_embeddings, save_vectors
 

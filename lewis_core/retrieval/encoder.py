@@ -8,9 +8,7 @@ does not depend on the pictures that it is computed with. So embeddings may be k
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +25,6 @@ from lewis_core.retrieval.vectors import Matrix
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Batch = Sequence[Any] | NDArray[np.uint8]
 Waiting = tuple[Callable[[], NDArray[Any]], int]
 _OPEN_CLIP_PRECISION = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -214,28 +211,3 @@ def iter_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def prefetch(items: Iterable[Item], function: Callable[[Item], Result], workers: int, ahead: int) -> Iterator[Result]:
-    """Apply a function in threads, in order, with at most ``ahead`` results waiting.
-
-    Args:
-        items: Arguments.
-        function: Called in a thread; what it raises is raised here, at its turn.
-        workers: Threads.
-        ahead: Bound on results that are made but not yet taken, so that memory stays bounded.
-
-    Yields:
-        Results, in the order of the items.
-    """
-    waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

@@ -22,10 +22,11 @@ from lewis_core.data.images import inspect_image, load_rgb
 from lewis_core.errors import DataError, EvaluationError, ImageError, ModelError
 from lewis_core.models.files import encoder_folder
 from lewis_core.pipeline import BUILD_CATALOG, EMBED_IMAGES, INDEX_DATABASE
+from lewis_core.prefetch import prefetch
 from lewis_core.records import Catalog, Database, DatabaseEntry, Description, ImageRecord, load_record, save_record
 from lewis_core.retrieval import pixels
 from lewis_core.retrieval.embedding import encode_pictures
-from lewis_core.retrieval.encoder import ClipEncoder, iter_batches, prefetch
+from lewis_core.retrieval.encoder import ClipEncoder, iter_batches
 from lewis_core.retrieval.pixels import Geometry, fit, iter_pixels
 from lewis_core.retrieval.store import EmbeddingStore
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index
