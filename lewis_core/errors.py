@@ -18,7 +18,8 @@ LewisError
 │   └── ListenerUnavailableError retryable: nobody answers at the address
 ├── TrainingError               training cannot start, or cannot go on
 │   ├── CheckpointError         checkpoints cannot be written, again and again
-│   └── WatchdogError           training went wrong in a known way; the evidence is saved
+│   ├── WatchdogError           training went wrong in a known way; the evidence is saved
+│   └── StoppedError            training was asked to stop; the last finished step is saved
 ├── EvaluationError             predictions, database and catalog do not belong together
 ├── TrackingError               the tracking server or the model registry cannot be asked
 ├── OrchestrationError          the Prefect server went away and did not come back
@@ -127,6 +128,10 @@ class CheckpointError(TrainingError):
 
 class WatchdogError(TrainingError):
     """Training went wrong in a known way; the evidence is saved."""
+
+
+class StoppedError(TrainingError):
+    """Training was asked to stop; the last finished step is saved."""
 
 
 class EvaluationError(LewisError):

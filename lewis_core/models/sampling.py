@@ -92,6 +92,7 @@ class Sampler:
         prompt_of_row: Sequence[int],
         sampling: Sequence[Sampling],
         finished: Finished | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> list[Written]:
         """Write completions.
 
@@ -100,6 +101,7 @@ class Sampler:
             prompt_of_row: Which of them each completion belongs to.
             sampling: How each completion is drawn.
             finished: Called with a prompt's number and its completions (by row), as soon as all of them are written.
+            check: Called now and then; what it raises ends the writing.
 
         Returns:
             Completions, in order of rows.
@@ -114,7 +116,7 @@ class Sampler:
                 if self._weights.state != self._state:
                     self.clear()  # graphs of other adapters, or of weights that have moved
                 self._state = self._weights.state
-                for prompt, rows in self._run(prompts, prompt_of_row, sampling):
+                for prompt, rows in self._run(prompts, prompt_of_row, sampling, check):
                     found.update(rows)
                     if finished is not None:
                         finished(prompt, rows)
@@ -127,7 +129,11 @@ class Sampler:
         self._tables.clear()
 
     def _run(
-        self, prompts: Sequence[Prompt], prompt_of_row: Sequence[int], sampling: Sequence[Sampling]
+        self,
+        prompts: Sequence[Prompt],
+        prompt_of_row: Sequence[int],
+        sampling: Sequence[Sampling],
+        check: Callable[[], None],
     ) -> Iterator[tuple[int, dict[int, Written]]]:
         """Yield each prompt with its completions, in the order in which they are finished."""
         numbers, rows = arrange(prompt_of_row)
@@ -136,6 +142,7 @@ class Sampler:
         table = self._begin([prompts[number] for number in numbers], rows, sampling)
         with _decoding(self._model):
             while True:
+                check()
                 done = table.done.cpu().view(table.shape.prompts, -1)[: len(rows), : rows.shape[1]]
                 places = (done & (rows >= 0)).nonzero().tolist()
                 ended = self._read(table, [index * table.shape.slots + slot for index, slot in places])

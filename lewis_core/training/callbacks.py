@@ -18,6 +18,7 @@ from lewis_core.reporting import Reporter
 from lewis_core.training.clock import TIMINGS
 from lewis_core.training.insight import derive, utilisation_of
 from lewis_core.training.journal import Journal
+from lewis_core.training.meeting import StopFlag
 from lewis_core.training.samples import render_page
 from lewis_core.training.trainer import SpeakerTrainer
 from lewis_core.training.watchdogs import WatchdogCallback
@@ -144,7 +145,9 @@ def observe(
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, stop. In multi-process training all processes stop together.
+    """On SIGTERM: give up the step that was begun, save the last finished one, stop; all processes together.
+
+    Between two updates from the same completions training goes on to the last of them.
 
     Args:
         every: Updates made of one generation of completions; training stops between generations.
@@ -152,26 +155,24 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, every: int = 1) -> None:
         self._every = every
+        self.flag = StopFlag()
+        """Set by the signal; the trainer's meeting gets it."""
         self.stopped = False
         """Whether training was stopped by the signal."""
-        self._asked = False
         self._previous: Any = None
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._previous = signal.signal(signal.SIGTERM, self.flag.ask)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop if any process was asked to."""
         between = state.global_step % self._every == 0  # generations: what they made is not saved
-        if between and any(gather_object([self._asked])) and state.global_step < state.max_steps:
+        if between and any(gather_object([self.flag.is_set()])) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = control.should_training_stop = True

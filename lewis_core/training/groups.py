@@ -34,3 +34,10 @@ def check_groups(rows: Sequence[Row], size: int) -> None:
                 f"rows {start} to {start + size - 1} of this process belong to different prompts: a group of "
                 f"{size} completions is split over processes. Leave accelerate's split_batches and dispatch_batches off"
             )
+
+
+def content_parts(content: str | Sequence[Row]) -> list[dict[str, Any]]:
+    """A message's content as parts, without the empty fields that a table of parts has."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [{name: value for name, value in part.items() if value is not None} for part in content]

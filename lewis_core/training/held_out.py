@@ -22,13 +22,14 @@ from lewis_core.rewards.trl import Judgement, ListenerReward
 from lewis_core.seeding import stable_rng
 from lewis_core.training.checkpoints import RandomStates
 from lewis_core.training.clock import StepClock
+from lewis_core.training.meeting import Meeting
 from lewis_core.training.trainer import Row, SpeakerTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-OF_A_GENERATION = ("_rows", "_prompt_of_row", "_queries", "_prompts", "_listener", "_clock")
+OF_A_GENERATION = ("_rows", "_prompt_of_row", "_queries", "_prompts", "_listener", "_clock", "meeting")
 """What the trainer keeps of the completions that it works on."""
 
 
@@ -49,7 +50,7 @@ def aside(trainer: SpeakerTrainer) -> Iterator[StepClock]:
     kept = {name: getattr(trainer, name) for name in OF_A_GENERATION if hasattr(trainer, name)}
     states = RandomStates()
     clock = trainer._clock = StepClock()
-    trainer._listener = None
+    trainer._listener, trainer.meeting = None, Meeting()  # where nobody is asked to stop
     try:
         yield clock
     finally:

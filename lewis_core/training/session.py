@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.errors import StoppedError
 from lewis_core.models.images import ImageFolder
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
@@ -85,6 +86,7 @@ def run_training(
         for watcher in watchers:
             trainer.add_callback(watcher(trainer))
         trainer.add_callback(stop)
+        trainer.meeting.stop = stop.flag
         if checkpoint:
             logger.info("training goes on from %s", checkpoint.name)
         try:
@@ -93,8 +95,11 @@ def run_training(
             trainer.save_last_step()
             logger.error("the listener is gone; the model is saved after step %d", trainer.state.global_step)
             raise
+        except StoppedError:
+            trainer.save_last_step()
+            stop.stopped = True
     if stop.stopped:
-        logger.warning("stopped by a signal; the model is saved after step %d", trainer.state.global_step)
+        logger.warning("stopped by a signal; training goes on after step %d", trainer.state.global_step)
         raise SystemExit(EXIT_STOPPED)
     return write_results(trainer, config, output_dir, work_dir, facts, lineage or {})
 

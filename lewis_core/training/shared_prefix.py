@@ -94,7 +94,7 @@ class SharedPrefixTrainer(SpeakerTrainer):
             for row in range(len(prompt_ids))
         ]
         sampling = [Sampling(self.max_completion_length, self.temperature, seed) for seed in seeds]
-        with self._clock.measure("rollout"):
+        with self._together("rollout"):
             ids = [_with_end(one) for one in self._write(sampling)]
         self._clock.count("rollout", sum(map(len, ids)))
         return ids, None
@@ -116,6 +116,7 @@ class SharedPrefixTrainer(SpeakerTrainer):
                     [self._prompt_of_row[row] - start for row in rows],
                     [sampling[row] for row in rows],
                     finished,
+                    self.meeting.check,
                 )
             except torch.OutOfMemoryError:
                 if len(part) == 1:
@@ -168,7 +169,7 @@ class SharedPrefixTrainer(SpeakerTrainer):
         part = "update" if torch.is_grad_enabled() else "reference"
         logps = torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device)
         entropies = torch.zeros_like(logps)
-        with self._clock.measure(part):
+        with self._together(part, meets=torch.is_grad_enabled()):
             self._clock.count(part, sum(group.tokens for group in groups))
             if groups:
                 order = [row for of_prompt in members.values() for row in of_prompt]

@@ -8,7 +8,8 @@ private to TRL: a test pins their signatures.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
-from lewis_core.errors import CheckpointError, ListenerUnavailableError
+from lewis_core.errors import CheckpointError
 from lewis_core.rewards.hacks import DEGENERATE, HACKS, find_hacks
-from lewis_core.rewards.trl import OUTAGES, ListenerReward, completion_text, game_of
+from lewis_core.rewards.trl import ListenerReward, completion_text, game_of
 from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
-from lewis_core.training.groups import check_groups, photos_of
+from lewis_core.training.groups import check_groups, content_parts, photos_of
 from lewis_core.training.journal import Journal
+from lewis_core.training.meeting import Meeting, hold
 from lewis_core.training.order import EpochSampler
+from lewis_core.training.processes import shards_weights
 
 if TYPE_CHECKING:
     GRPOTrainer: Any  # TRL's own annotations leave open what is always set once the trainer is built
@@ -55,6 +58,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     """
 
     _buffered_inputs: Any  # TRL's: micro-batches of the current generation
+    reward_funcs: list[Any]  # TRL's
 
     def __init__(self, *, load: Callable[[str], Image.Image], may_checkpoint: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -64,6 +68,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._queries: list[Photos] = []  # those of each distinct prompt of the current generation batch
         self._generated_at = -1  # TRL's step of the current generation batch
         self._clock = StepClock()
+        self.meeting = Meeting(may_stop=lambda: self.state.global_step % self.num_iterations == 0)
+        """Where processes stop together; between two updates from the same completions they do not."""
         self._last_step, self._failed_saves = checkpoints.LastStep(), 0
         self.add_callback(self._last_step)
         self.journals: list[Journal] = []
@@ -96,7 +102,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         """Remember what each row is about, and which prompt each row of the answer belongs to."""
-        check_groups(inputs, self.num_generations if self.model.training else self.num_generations_eval)
+        with self.meeting.before_next():
+            check_groups(inputs, self.num_generations if self.model.training else self.num_generations_eval)
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         output["prompt_of_row"] = torch.tensor(self._prompt_of_row)
@@ -114,12 +121,15 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
                 self._queries.append(key[0])
                 texts.append(key[1])
             self._prompt_of_row.append(numbers[key])
-        ids = self._tokenize(texts, self._queries)
+        with self.meeting.before_next():
+            ids = self._tokenize(texts, self._queries)
+        if shards_weights():  # rollouts are collectives then
+            self.meeting.meet()
         return [ids[number] for number in self._prompt_of_row], None, {}
 
     def _prompt_text(self, messages: Sequence[Row]) -> str:
         """Render messages by the chat template, with the image in front of the first user's text if it has none."""
-        contents = [_content_parts(message["content"]) for message in messages]
+        contents = [content_parts(message["content"]) for message in messages]
         first = next(index for index, message in enumerate(messages) if message["role"] == "user")
         if not any(part["type"] == "image" for part in contents[first]):
             contents[first].insert(0, {"type": "image"})
@@ -163,7 +173,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         images = [[self._load(photo) for photo in query] for query in queries] if self.use_vllm else None
         of_images = [[int(token == self._image_token) for token in ids] for ids in prompt_ids]
         fields = {} if self.use_vllm else {**self._pixels(queries), "mm_token_type_ids": of_images}
-        with self._clock.measure("rollout"):
+        with self._together("rollout"):
             completions, logps = super()._generate_single_turn(prompt_ids, images, fields, num_generations)
         self._clock.count("rollout", sum(map(len, completions)))
         return completions, logps
@@ -174,21 +184,29 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self, inputs: list[Row], prompts: list[Any], completions: list[Any], completion_ids_list: list[list[int]]
     ) -> Tensor:
         """Wait for the listener first, so that an outage seen by one process stops all of them at the same point."""
-        outage = ""
-        if self._listener is not None:
-            candidates, words = ([row[name] for row in inputs] for name in ("candidates", "category_word"))
-            try:
-                with self._clock.measure("listener_wait"):
-                    self._listener.ask(completions, candidates, words)
-            except OUTAGES as error:
-                outage = str(error)
-        with self._clock.measure("meeting"):  # the slowest process' rollouts end
-            told = gather_object([outage])
-        if outages := [text for text in told if text]:
-            raise ListenerUnavailableError(outages[0])
-        self._watch_texts(inputs, prompts, completions)
-        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.meeting.before_next():
+            self._watch_texts(inputs, prompts, completions)
+        with self._together("listener_wait"):
+            if (listener := self._listener) is not None:
+                columns = [[row[name] for row in inputs] for name in ("candidates", "category_word")]
+                self.meeting.unless_stopped(lambda: listener.ask(completions, *columns))
+        failures: list[Exception] = []
+        rewards_of, self.reward_funcs = self.reward_funcs, [hold(f, failures) for f in self.reward_funcs]
+        try:  # all processes come to TRL's collective, and learn of failures after it
+            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = rewards_of
+        self.meeting.meet(failures[0] if failures else None)
         return rewards
+
+    @contextmanager
+    def _together(self, part: str, *, meets: bool = True) -> Iterator[None]:
+        """Do a part of the step alone, and meet the other processes after it; after a failure in any case."""
+        with self.meeting.before_next(), self._clock.measure(part):
+            yield
+        if meets:
+            with self._clock.measure("meeting"):  # until the slowest process is there
+                self.meeting.meet()
 
     def _watch_texts(self, inputs: list[Row], prompts: list[Any], completions: list[Any]) -> None:
         """Keep what completions are about; log which share of descriptions cheats, by the way they do it."""
@@ -257,7 +275,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         queries = [self._queries[number] for number in self._prompt_of_row]
         fields = self._pixels(queries)
         part = "update" if torch.is_grad_enabled() else "reference"
-        with self._clock.measure(part):
+        with self._together(part, meets=torch.is_grad_enabled()):  # before what the update exchanges
             found: tuple[Tensor, Tensor | None, Any] = super()._get_per_token_logps_and_entropies(
                 model,
                 input_ids,
@@ -376,10 +394,3 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write no model card: the artifact's manifest says more."""
-
-
-def _content_parts(content: str | Sequence[Row]) -> list[Row]:
-    """A message's content as parts, without the empty fields that a table of parts has."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [{name: value for name, value in part.items() if value is not None} for part in content]

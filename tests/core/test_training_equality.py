@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from lewis_core.training.callbacks import COMPLETIONS, METRICS
 from lewis_core.training.checkpoints import newest_checkpoint
 from lewis_core.training.held_out import choose_games, summarise
 from lewis_core.training.journal import read_rows
+from lewis_core.training.shared_prefix import SharedPrefixTrainer
 from lewis_core.training.speaker import train_on_rows
 from lewis_core.training.trainer import SpeakerTrainer
 
@@ -60,8 +62,29 @@ class Mortal:
         return found
 
 
+class Stuck:
+    """A listener during whose answer the process is asked to stop, and which never answers."""
+
+    def __init__(self, model: Any, stuck_at: int) -> None:
+        self._model, self._left, self.released = model, stuck_at, threading.Event()
+
+    def score(self, games: Sequence[ScoreGame]) -> list[GameScores]:
+        """Answer, or ask to stop and wait until the test is over."""
+        self._left -= 1
+        if self._left == 0:
+            stop()
+            self.released.wait(600)
+            raise ListenerUnavailableError("it never answered")
+        found: list[GameScores] = self._model.score(games)
+        return found
+
+
 def kill() -> None:
     raise KilledError
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Place:
@@ -144,15 +167,49 @@ def test_killed_twice_stopped_once_and_listener_lost_in_the_second_epoch(place: 
     with pytest.raises(KilledError):
         place.train("parts", {5: kill})
     with pytest.raises(SystemExit):
-        place.train("parts", {4: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    done = step_of_newest(place, "parts")
-    assert done in (4, 5)
+        place.train("parts", {4: stop})
+    assert step_of_newest(place, "parts") == 4
     with pytest.raises(ListenerUnavailableError):  # step 6 has begun: random numbers and tokens were used
-        place.train("parts", listener=Mortal(place.listener, lost_at=[6 - done]))
+        place.train("parts", listener=Mortal(place.listener, lost_at=[2]))
     assert step_of_newest(place, "parts") == 5
     place.train("parts")
     assert place.results("parts") == whole
     assert [row["step"] for row in read_rows(place.folder / "parts" / "output" / METRICS)] == list(range(1, STEPS + 1))
+
+
+def test_sigterm_gives_up_the_step_that_was_begun_whatever_it_is_doing(
+    place: Place, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing, waiting for a listener that never answers, updating: what was begun is done again, with equal results."""
+
+    def stop_in(trainer: type[SpeakerTrainer], method: str, step: int) -> None:
+        original = getattr(trainer, method)
+
+        def stopping(self: Any, *arguments: Any) -> Any:
+            if self.state.global_step == step - 1:
+                stop()
+            return original(self, *arguments)
+
+        monkeypatch.setattr(trainer, method, stopping)
+
+    with monkeypatch.context() as monkeypatch:
+        stop_in(SharedPrefixTrainer, "_judge_ahead", 2)
+        with pytest.raises(SystemExit, match="143"):
+            place.train("phases")
+    assert step_of_newest(place, "phases") == 1
+    stuck = Stuck(place.listener, stuck_at=2)
+    with pytest.raises(SystemExit, match="143"):
+        place.train("phases", listener=stuck)
+    stuck.released.set()
+    assert step_of_newest(place, "phases") == 2
+    with monkeypatch.context() as monkeypatch:
+        stop_in(SpeakerTrainer, "_compute_loss", 5)
+        with pytest.raises(SystemExit, match="143"):
+            place.train("phases")
+    assert step_of_newest(place, "phases") == 4
+    assert [row["step"] for row in read_rows(place.work("phases") / METRICS)] == [1, 2, 3, 4]
+    place.train("phases")
+    assert place.results("phases") == whole
 
 
 def step_of_newest(place: Place, name: str) -> int:
@@ -241,7 +298,7 @@ def test_completions_that_are_used_for_two_updates_are_not_torn_apart(place: Pla
     changes = {"num_iterations": 2, "save_steps": 3}
     place.train("twice", **changes)
     with pytest.raises(SystemExit):
-        place.train("again", {2: lambda: os.kill(os.getpid(), signal.SIGTERM)}, **changes)
+        place.train("again", {3: stop}, **changes)
     assert step_of_newest(place, "again") == 4
     place.train("again", **changes)
     assert place.results("again") == place.results("twice")
