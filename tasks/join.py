@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from lewis_core.errors import ConfigError, LewisError, ProcessError
 from lewis_core.stages import Stage
 from tasks.launch import LaunchSpec, typed_arguments
 from tasks.processes import process_scope, run_process
-from tasks.training_launch import RENDEZVOUS, Announcement, Machine, accelerate_command
+from tasks.training_launch import RENDEZVOUS, Announcement, Machine, accelerate_command, launcher_environment
 
 logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
@@ -55,7 +56,9 @@ def join(announcement: Announcement, rank: int, device: str, logs: Path) -> None
     command = accelerate_command(
         config, runtime, ["tasks.launch", announcement.spec_file], machine, has_gpu=device != "cpu"
     )
-    run_process(spec.stage, command, logs / f"{Path(announcement.spec_file).stem}-machine-{rank}.log")
+    log = logs / f"{Path(announcement.spec_file).stem}-machine-{rank}.log"
+    grace_s = announcement.grace_s
+    run_process(spec.stage, command, log, env=launcher_environment(grace_s), grace_s=grace_s)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logs = options.work_dir.absolute() / "logs"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes are asked to end then
     done: set[str] = set()
     since = time.monotonic()
     with process_scope():

@@ -74,7 +74,7 @@ def timeout_of(stage: Stage, config: RunConfig) -> float | None:
 
 
 def grace_of(stage: Stage, config: RunConfig) -> float:
-    """Seconds between asking a stage to end and making it: training finishes its step and saves it."""
+    """Seconds between asking a stage to end and making it: training saves its last finished step."""
     return config.training_grace_s if stage.name.startswith("train-") else GRACE_S
 
 

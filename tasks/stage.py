@@ -43,6 +43,7 @@ from tasks.training_launch import (
     Machine,
     accelerate_command,
     announce,
+    launcher_environment,
     this_machine,
 )
 from tasks.turns import try_lock, turn
@@ -238,7 +239,7 @@ def run_isolated(
         log_format=run.config.run.log_format,
     )
     spec_file.write_text(spec.model_dump_json(indent=1), encoding="utf-8")
-    context = contextvars.copy_context()
+    context, grace_s = contextvars.copy_context(), grace_of(stage, run.config.run)
     try:
         with announced(stage, arguments, run, spec_file) as machine:
             run_process(
@@ -247,8 +248,8 @@ def run_isolated(
                 log,
                 on_line=lambda line: context.run(events.handle_line, line),
                 timeout_s=timeout_of(stage, run.config.run),
-                env={**thread_limits(run.config.run.runtime), **environment},
-                grace_s=grace_of(stage, run.config.run),
+                env={**thread_limits(run.config.run.runtime), **launcher_environment(grace_s), **environment},
+                grace_s=grace_s,
             )
     except ProcessError as error:
         if events.failure is not None:
@@ -288,7 +289,8 @@ def announced(stage: Stage, arguments: Mapping[str, object], run: "PipelineRun[A
         yield machine
         return
     threads = run.config.run.runtime.torch_threads
-    told = Announcement(stage.name, str(spec), machine.address, machine.port, threads, uuid.uuid4().hex)
+    grace_s = grace_of(stage, run.config.run)
+    told = Announcement(stage.name, str(spec), machine.address, machine.port, threads, uuid.uuid4().hex, grace_s)
     file = announce(run.log_dir / RENDEZVOUS, told)
     try:
         yield machine

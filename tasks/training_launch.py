@@ -5,6 +5,7 @@ that they share: they find there what the first one starts, and start their part
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,11 @@ def accelerate_command(
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", *entry]
 
 
+def launcher_environment(grace_s: float) -> dict[str, str]:
+    """Variables of the launcher: it gives its processes as long to end as it has itself (its own default: 30 s)."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace_s))}
+
+
 @dataclass(frozen=True)
 class Announcement:
     """What the first machine starts, for the others to join."""
@@ -96,6 +102,8 @@ class Announcement:
     threads: int | None
     attempt: str
     """Different for every start of the same stage."""
+    grace_s: float
+    """Time between asking it to end and making it."""
 
 
 def announce(folder: Path, announcement: Announcement) -> Path:

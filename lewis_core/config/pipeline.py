@@ -101,8 +101,8 @@ class RunConfig(FrozenConfig):
     stage_timeouts_s: dict[str, float] = {}
     """The same for single stages, by name, e.g. ``{"train-speaker": 86400}``."""
     training_grace_s: float = Field(default=120.0, ge=0)
-    """Longest time that training gets, when it is stopped, to finish its step and save it. A step that takes longer is
-    lost; the checkpoint before it is not."""
+    """Longest time that training gets, when it is stopped, to give its step up and save the one before it. If that
+    takes longer, the next run goes on from the last checkpoint."""
     storage: StorageConfig = StorageConfig()
     """A second home of finished artifacts, e.g. in S3."""
     gpus: GpuConfig = GpuConfig()

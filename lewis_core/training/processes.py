@@ -62,7 +62,8 @@ def end_process(status: int) -> NoReturn:
 
     Threads of native libraries (Gloo, DeepSpeed, Arrow) abort about one process in a hundred while the interpreter and
     their libraries are taken down ("terminate called without an active exception"), and the launcher would count a
-    finished training as failed. So nothing is taken down: what was written is flushed, and the process is gone.
+    finished training as failed. So nothing is taken down: what was written is flushed, and the process is gone. Nor are
+    requests waited for that nobody wants answered any more.
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -180,9 +180,9 @@ def test_killed_twice_stopped_once_and_listener_lost_in_the_second_epoch(place: 
 def test_sigterm_gives_up_the_step_that_was_begun_whatever_it_is_doing(
     place: Place, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writing, waiting for a listener that never answers, updating: what was begun is done again, with equal results."""
+    """Writing, waiting for a listener that never answers, updating: the begun step is done again, and equal."""
 
-    def stop_in(trainer: type[SpeakerTrainer], method: str, step: int) -> None:
+    def stop_in(patch: pytest.MonkeyPatch, trainer: type[SpeakerTrainer], method: str, step: int) -> None:
         original = getattr(trainer, method)
 
         def stopping(self: Any, *arguments: Any) -> Any:
@@ -190,10 +190,10 @@ def test_sigterm_gives_up_the_step_that_was_begun_whatever_it_is_doing(
                 stop()
             return original(self, *arguments)
 
-        monkeypatch.setattr(trainer, method, stopping)
+        patch.setattr(trainer, method, stopping)
 
-    with monkeypatch.context() as monkeypatch:
-        stop_in(SharedPrefixTrainer, "_judge_ahead", 2)
+    with monkeypatch.context() as patch:
+        stop_in(patch, SharedPrefixTrainer, "_judge_ahead", 2)
         with pytest.raises(SystemExit, match="143"):
             place.train("phases")
     assert step_of_newest(place, "phases") == 1
@@ -202,8 +202,8 @@ def test_sigterm_gives_up_the_step_that_was_begun_whatever_it_is_doing(
         place.train("phases", listener=stuck)
     stuck.released.set()
     assert step_of_newest(place, "phases") == 2
-    with monkeypatch.context() as monkeypatch:
-        stop_in(SpeakerTrainer, "_compute_loss", 5)
+    with monkeypatch.context() as patch:
+        stop_in(patch, SpeakerTrainer, "_compute_loss", 5)
         with pytest.raises(SystemExit, match="143"):
             place.train("phases")
     assert step_of_newest(place, "phases") == 4

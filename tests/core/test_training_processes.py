@@ -1,29 +1,35 @@
-"""Two processes train what one would, and stop together when one of them loses the listener."""
+"""Two processes train what one would, and stop together: when one loses the listener, fails, or is asked to stop."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from lewis_core.errors import ListenerUnavailableError, StoppedError, TrainingError
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
+from lewis_core.training import meeting
 from lewis_core.training.journal import read_rows
+from lewis_core.training.meeting import Meeting
 
 pytestmark = pytest.mark.slow
 WORKER = '''
-"""Train two steps. With ``lose``, process 1 loses the listener in the second, and both then train on."""
+"""Train two steps. Process 1 alone meets each of the given faults in its second step; both then train on."""
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from datasets import Dataset
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, TrainSpeakerConfig
-from lewis_core.errors import ListenerUnavailableError
+from lewis_core.errors import ListenerError, ListenerUnavailableError, TrainingError
 from lewis_core.records import Description
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl
@@ -33,10 +39,12 @@ from lewis_core.training.processes import end_process, leave_process_group
 from lewis_core.training.speaker import train_on_rows
 from lewis_core.training.trainer import SpeakerTrainer
 
-root, name, lose = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "lose"
+root, name, faults = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 rank = int(os.environ.get("RANK", "0"))
 work, output = root / name / "work", root / name / f"output-{rank}"
 trl.parse_or_none = lambda text: Description(thinking="-", coarse="-", detailed=f"-{text}")  # all text is read
+RAISED = {"masked": TrainingError, "broken": ZeroDivisionError, "lost": ListenerUnavailableError, "stopped": SystemExit}
+SAVES = ("lost", "stopped")
 
 
 def says_yes(image: str, text: str) -> float:
@@ -44,21 +52,30 @@ def says_yes(image: str, text: str) -> float:
 
 
 class Listener(FakeModel):
-    steps, is_lost = 0, False
+    step, fault = 0, ""
 
     def score(self, games):
-        if lose and rank == 1 and Listener.steps == 2 and not Listener.is_lost:
-            raise ListenerUnavailableError("nobody answers")
+        if Listener.step == 2 and Listener.fault == "stopped":
+            if rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(600)  # neither gets an answer
+            raise ListenerUnavailableError("nobody was stopped")
+        if Listener.step == 2 and rank == 1:
+            if Listener.fault == "masked":
+                raise ListenerError("it cannot judge that", 422)
+            if Listener.fault == "broken":
+                raise ZeroDivisionError("one over nothing")
+            if Listener.fault == "lost":
+                raise ListenerUnavailableError("nobody answers")
         return super().score(games)
 
 
 def count_steps(self, rows, generate=SpeakerTrainer._generate_and_score_completions):
-    Listener.steps += 1
+    Listener.step = self.state.global_step + 1
     return generate(self, rows)
 
 
 SpeakerTrainer._generate_and_score_completions = count_steps
-
 
 rows = Dataset.from_list([
     {"prompt": [{"role": "user", "content": f"Describe the {c}."}], "query": f"train/{c}/{c[0]}0{i}/{p}.jpg",
@@ -70,17 +87,21 @@ config = TrainSpeakerConfig(
     model=model, listener=model, lora=LoraSettings(r=4, alpha=8), max_steps=2, prompts_per_step=4, num_generations=4,
     max_new_tokens=8, learning_rate=1e-2, warmup_steps=0, save_steps=100, gradient_checkpointing=False,
 )
-output.mkdir(parents=True)
+output.mkdir(parents=True, exist_ok=True)
 work.mkdir(exist_ok=True)
 arguments = (output, work, config, root / "data", Runtime(device="cpu", torch_threads=1), NullReporter())
-if lose:
+for Listener.fault in faults:
     try:
         train_on_rows(rows, Listener(says_yes), *arguments)
-        sys.exit("the listener was not lost")
-    except ListenerUnavailableError:
-        Listener.is_lost = True
-        assert newest_checkpoint(work / "checkpoints").name == "checkpoint-1"
-train_on_rows(rows, Listener(says_yes), *arguments)
+        sys.exit(f"{Listener.fault}: nothing was raised")
+    except RAISED[Listener.fault] as error:
+        with (root / name / f"errors-{rank}").open("a") as file:
+            file.write(f"{type(error).__name__}: {error}\\n")
+    saved = newest_checkpoint(work / "checkpoints")
+    assert (saved.name if saved else None) == ("checkpoint-1" if Listener.fault in SAVES else None), saved
+if "stopped" not in faults:
+    Listener.fault = ""
+    train_on_rows(rows, Listener(says_yes), *arguments)
 leave_process_group()
 end_process(0)
 '''
@@ -96,19 +117,38 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_that_lose_the_listener_once_train_what_one_does(world: Path) -> None:
-    root = Path(__file__).parents[2]
+def run(world: Path, processes: int, name: str, *faults: str) -> None:
+    """Run the program to its end; one that hangs until the collectives' own timeout (30 minutes) fails."""
     environment = {
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    for name, start, lose in (("one", [], "-"), ("two", ["-m", "torch.distributed.run", "--nproc_per_node=2"], "lose")):
-        command = [sys.executable, *start, str(world / "worker.py"), str(world), name, lose]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
+    command = [sys.executable, *start, str(world / "worker.py"), str(world), name, *faults]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def errors(world: Path, name: str) -> list[list[str]]:
+    """What each of two processes has raised."""
+    return [(world / name / f"errors-{rank}").read_text().splitlines() for rank in range(2)]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_of_which_one_fails_stop_together_and_then_train_what_one_does(world: Path) -> None:
+    run(world, 1, "one")
+    run(world, 2, "two", "masked", "broken", "lost")
+    first, second = errors(world, "two")
+    assert first == second
+    assert [line.partition(":")[0] for line in first] == [
+        "TrainingError",
+        "ZeroDivisionError",
+        "ListenerUnavailableError",
+    ]
+    assert first[0].startswith("TrainingError: the listener could not judge 8 of 8 completions")
     files = [world / name / "output-0" for name in ("one", "two")]
     one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in files)
     assert any(tensor.abs().max() > 1e-3 for name, tensor in one.items() if "lora_B" in name)
@@ -117,3 +157,39 @@ def test_two_processes_that_lose_the_listener_once_train_what_one_does(world: Pa
     assert len(texts[0]) == 32
     assert texts[0] == texts[1]
     assert list((world / "two" / "output-1").iterdir()) == []  # the main process alone writes results
+
+    run(world, 2, "stop", "stopped")  # process 1 gets the signal; process 0 waits for its listener, and is told
+    assert errors(world, "stop") == [["SystemExit: 143"], ["SystemExit: 143"]]
+    run(world, 2, "stop")
+    for file in ("metrics.jsonl", "completions.jsonl", "adapter/adapter_model.safetensors"):
+        assert (world / "stop" / "output-0" / file).read_bytes() == (files[1] / file).read_bytes()
+
+
+def others(*found: Exception | None) -> Callable[[list[Exception | None]], list[Exception | None]]:
+    """What a meeting hears when the other processes come with these."""
+    return lambda mine: [*mine, *found]
+
+
+def test_the_gravest_of_several_errors_is_raised_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost, wrong = ListenerUnavailableError("nobody answers"), TrainingError("too many are masked")
+    own = Meeting(may_stop=lambda: True)
+    monkeypatch.setattr(meeting, "gather_object", others(lost, wrong))
+    with pytest.raises(TrainingError, match="too many are masked"):
+        own.meet()
+    own.stop.ask()
+    monkeypatch.setattr(meeting, "gather_object", others(None, lost))
+    with pytest.raises(ListenerUnavailableError, match="nobody answers"):
+        own.meet()
+    monkeypatch.setattr(meeting, "gather_object", others(None))
+    with pytest.raises(StoppedError):
+        own.meet()
+    Meeting(may_stop=lambda: False).meet()
+
+
+def test_an_error_that_cannot_travel_arrives_as_one_that_can() -> None:
+    class OddError(Exception):
+        """Of a class that other processes do not find."""
+
+    with pytest.raises(OddError):
+        Meeting().meet(OddError("odd"))
+    assert str(meeting._portable(OddError("odd"))) == "OddError: odd"

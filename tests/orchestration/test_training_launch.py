@@ -14,7 +14,15 @@ from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.client import HttpModel
 from tasks.join import waiting
 from tasks.replicas import ExternalService, Replicas
-from tasks.training_launch import DEEPSPEED, Announcement, Machine, accelerate_command, announce, this_machine
+from tasks.training_launch import (
+    DEEPSPEED,
+    Announcement,
+    Machine,
+    accelerate_command,
+    announce,
+    launcher_environment,
+    this_machine,
+)
 
 INFRA = Path(__file__).parents[2] / "infra"
 STRATEGIES = ("ddp", "zero2", "zero2_offload", "zero3", "zero3_offload")
@@ -73,12 +81,22 @@ def test_files_for_use_by_hand_say_what_the_product_does(strategy: str) -> None:
     assert ("offload_optimizer" in zero) == strategy.endswith("offload")
 
 
+def test_the_launcher_gives_its_processes_as_much_time_to_end_as_it_has() -> None:
+    config = pytest.importorskip("torch.distributed.launcher.api").LaunchConfig
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in launcher_environment(119.5).items():
+            patch.setenv(name, value)
+        assert config(1, 1, 1, run_id="-").shutdown_timeout == 120
+
+
 def test_other_machines_find_each_start_once(tmp_path: Path) -> None:
-    first = Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "a")
+    first = Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "a", 120.0)
     file = announce(tmp_path / "rendezvous", first)
     assert waiting(tmp_path / "rendezvous", set()) == first
     assert waiting(tmp_path / "rendezvous", {"a"}) is None
-    announce(tmp_path / "rendezvous", Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "b"))
+    announce(
+        tmp_path / "rendezvous", Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "b", 120.0)
+    )
     found = waiting(tmp_path / "rendezvous", {"a"})
     assert found is not None
     assert found.attempt == "b"
