@@ -24,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,7 @@ def _median_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> int:
     """Measure; returns 0 if every part ran."""
     parser = argparse.ArgumentParser(prog="python -m infra.bench.distributed", description=__doc__)
-    parser.add_argument("parts", nargs="+", help=f"{', '.join(PARTS)}; a+b: at the same time, on the same GPUs")
+    parser.add_argument("parts", nargs="+", help=f"{', '.join(PARTS)}; one after the other")
     parser.add_argument("--size", choices=tuple(world.SIZES), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--gpus", type=int, default=2, help="processes of the parts with several")
@@ -271,17 +270,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--in-process", action="store_true", help="every process makes the model: nothing is on disk")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in kill and zero3")
     options = parser.parse_args(arguments)
-    if unknown := {part for parts in options.parts for part in parts.split("+")} - set(PARTS):
+    if unknown := set(options.parts) - set(PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}")
     options.out.mkdir(parents=True, exist_ok=True)
     options.out = options.out.absolute()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Path(temporary), options)
-        if not options.in_process or any("listener" in part for part in options.parts):
+        if not options.in_process or "listener" in options.parts:
             bench.build()
-        for together in options.parts:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(bench.run, together.split("+")))
+        for part in options.parts:
+            bench.run(part)
         bench.save()
     wanted = {name: found for name, found in bench.results.items() if name in PARTS}
     return int(any("failed" in found or found.get("status") for found in wanted.values()))

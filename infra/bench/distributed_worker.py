@@ -26,6 +26,7 @@ from lewis_core.records import Record
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards import trl as rewards
 from lewis_core.training import session
+from lewis_core.training.assemble import PLAN
 from lewis_core.training.processes import end_process, leave_process_group, uses_deepspeed
 from lewis_core.training.speaker import train_on_rows
 
@@ -72,11 +73,12 @@ class Parts(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **row}) + "\n")
 
 
-def endless(make: Any, parts: Path) -> Any:
+def endless(make: Any, parts: Path, made: list[Any]) -> Any:
     """Wrap the function that makes trainers: completions get their full length, and each process tells its times."""
 
     def assemble(*arguments: Any, **named: Any) -> Any:
         trainer = make(*arguments, **named)
+        made.append(trainer)
         trainers.never_ends(trainer)
         trainer.add_callback(Parts(parts))
         return trainer
@@ -92,6 +94,23 @@ def random_model(size: str, tokens: int, device: str) -> Any:
         return world.build_model(size, processor, device), processor
 
     return load
+
+
+def exchange_s(trainer: Any, times: int = 5) -> float | None:
+    """Seconds in which the processes add up as many bytes as the gradients have, at best; ``None``: there is one."""
+    from torch import distributed
+
+    if trainer.accelerator.num_processes == 1:
+        return None
+    numbers = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    gradients, found = torch.ones(numbers, device=trainer.accelerator.device), []
+    for _ in range(times):
+        trainer.accelerator.wait_for_everyone()
+        started = time.perf_counter()
+        distributed.all_reduce(gradients)
+        float(gradients[0])  # a GPU is waited for
+        found.append(time.perf_counter() - started)
+    return round(min(found), 5)
 
 
 def rehearse_deepspeed_on_cpu() -> None:
@@ -111,7 +130,8 @@ def main(path: Path) -> int:
     (spec.out / f"pid-{rank}").write_text(str(os.getpid()), encoding="utf-8")
     config = TrainSpeakerConfig.model_validate(spec.config)
     rewards.parse_or_none = _parse
-    session.assemble_trainer = endless(session.assemble_trainer, spec.out / f"parts-{rank}.jsonl")
+    made: list[Any] = []
+    session.assemble_trainer = endless(session.assemble_trainer, spec.out / f"parts-{rank}.jsonl", made)
     if spec.size:
         tokens = config.model.max_pixels // world.PIXELS_PER_TOKEN**2
         loading.load_model = random_model(spec.size, tokens, spec.device)
@@ -125,10 +145,13 @@ def main(path: Path) -> int:
     with trainers.quiet():
         summary = train_on_rows(rows, listener, output, spec.work, config, spec.photos, runtime, reporter)
     facts: dict[str, Any] = {"rank": rank, "started": started, "ended": time.time(), "steps": summary["steps"]}
+    facts["plan"] = json.loads((spec.work / PLAN).read_text(encoding="utf-8"))
     if torch.cuda.is_available():
         facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         facts["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         facts["gpu"] = torch.cuda.get_device_name()
+    if not uses_deepspeed():
+        facts["exchange_s"] = exchange_s(made[0])
     (spec.out / f"facts-{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
     leave_process_group()
     return 0

@@ -86,9 +86,13 @@ def assemble_trainer(
     if config.full_finetuning:
         backbone(model).visual.requires_grad_(False)
     if config.model.engine == "plain":
-        return SpeakerTrainer(**arguments)
-    encode = _image_encoder(whole_vision_tower(model), processor, photos, runtime)
-    return SharedPrefixTrainer(encode=encode, own_rollouts=writes_itself(config), **arguments)
+        trainer = SpeakerTrainer(**arguments)
+    else:
+        encode = _image_encoder(whole_vision_tower(model), processor, photos, runtime)
+        trainer = SharedPrefixTrainer(encode=encode, own_rollouts=writes_itself(config), **arguments)
+    if trainer.accelerator.ddp_handler is not None:  # gradients are not copied to be exchanged
+        trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
+    return trainer
 
 
 def has_no_new_adapter(config: GrpoConfig) -> bool:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 TIMINGS = ("seconds/", "tokens_per_s/", "share/", "latency/", "gpu/")
 """Beginnings of the names of what was measured, in which equal runs differ."""
-PARTS_OF_SHARE = ("rollout", "listener_wait", "reference", "update", "held_out")
+PARTS_OF_SHARE = ("rollout", "listener_wait", "reference", "update", "meeting", "held_out")
 """Parts of a step whose share of its time is told."""
 
 

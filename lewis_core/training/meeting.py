@@ -6,8 +6,9 @@ once, instead of waiting for it in a collective until that times out. A signal i
 :class:`~lewis_core.errors.StoppedError`. The step that was begun is given up then, and done again by the next run.
 """
 
+import copy
 import logging
-import pickle
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -140,12 +141,17 @@ def _severity(error: Exception) -> int:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error that other processes can raise, too."""
+    """An error that other processes can raise, too: of a class that they find, and made of what it holds."""
+    if error is None:
+        return None
+    kind = type(error)
     try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever an unknown class raises there
-        return TrainingError(f"{type(error).__name__}: {error}")
-    return error
+        is_found = getattr(sys.modules[kind.__module__], kind.__qualname__, None) is kind
+        if is_found and str(copy.copy(error)) == str(error):
+            return error
+    except Exception as problem:  # noqa: BLE001 - whatever an unknown class raises there
+        logger.debug("%s cannot be copied: %s", kind.__name__, problem)
+    return TrainingError(f"{kind.__name__}: {error}")
 
 
 def _settle(done: "Future[Result]", work: Callable[[], Result]) -> None:

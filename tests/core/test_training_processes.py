@@ -1,5 +1,6 @@
 """Two processes train what one would, and stop together: when one loses the listener, fails, or is asked to stop."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,13 +20,17 @@ pytestmark = pytest.mark.slow
 WORKER = '''
 """Train two steps. Process 1 alone meets each of the given faults in its second step; both then train on."""
 
+import json
 import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from datasets import Dataset
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, TrainSpeakerConfig
@@ -52,7 +57,7 @@ def says_yes(image: str, text: str) -> float:
 
 
 class Listener(FakeModel):
-    step, fault = 0, ""
+    step, fault, exchanged = 0, "", {}
 
     def score(self, games):
         if Listener.step == 2 and Listener.fault == "stopped":
@@ -75,7 +80,25 @@ def count_steps(self, rows, generate=SpeakerTrainer._generate_and_score_completi
     return generate(self, rows)
 
 
+def count_exchanges(self, model, inputs, number=None, update=SpeakerTrainer.training_step):
+    """Note which bytes of gradients are exchanged in which pass."""
+    if isinstance(model, DistributedDataParallel) and self not in Listener.exchanged:
+        Listener.exchanged[self] = passes = []
+        wanted = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
+        passes.append([wanted, model.gradient_as_bucket_view])
+
+        def note(state, bucket):
+            passes[-1].append(4 * bucket.buffer().numel())
+            return allreduce_hook(state, bucket)
+
+        model.register_comm_hook(None, note)
+    if self in Listener.exchanged:
+        Listener.exchanged[self].append([])
+    return update(self, model, inputs, number)
+
+
 SpeakerTrainer._generate_and_score_completions = count_steps
+SpeakerTrainer.training_step = count_exchanges
 
 rows = Dataset.from_list([
     {"prompt": [{"role": "user", "content": f"Describe the {c}."}], "query": f"train/{c}/{c[0]}0{i}/{p}.jpg",
@@ -85,36 +108,47 @@ rows = Dataset.from_list([
 model = ModelRef(path=str(root / "model"))
 config = TrainSpeakerConfig(
     model=model, listener=model, lora=LoraSettings(r=4, alpha=8), max_steps=2, prompts_per_step=4, num_generations=4,
-    max_new_tokens=8, learning_rate=1e-2, warmup_steps=0, save_steps=100, gradient_checkpointing=False,
+    micro_batch_prompts=1, max_new_tokens=8, learning_rate=1e-2, warmup_steps=0, save_steps=100,
+    gradient_checkpointing=False,
 )
 output.mkdir(parents=True, exist_ok=True)
 work.mkdir(exist_ok=True)
 arguments = (output, work, config, root / "data", Runtime(device="cpu", torch_threads=1), NullReporter())
-for Listener.fault in faults:
-    try:
+
+
+def main():
+    for Listener.fault in faults:
+        try:
+            train_on_rows(rows, Listener(says_yes), *arguments)
+            raise AssertionError(f"{Listener.fault}: nothing was raised")
+        except RAISED[Listener.fault] as error:
+            with (root / name / f"errors-{rank}").open("a") as file:
+                file.write(f"{type(error).__name__}: {error}\\n")
+        saved = newest_checkpoint(work / "checkpoints")
+        assert (saved.name if saved else None) == ("checkpoint-1" if Listener.fault in SAVES else None), saved
+    if "stopped" not in faults:
+        Listener.fault = ""
         train_on_rows(rows, Listener(says_yes), *arguments)
-        sys.exit(f"{Listener.fault}: nothing was raised")
-    except RAISED[Listener.fault] as error:
-        with (root / name / f"errors-{rank}").open("a") as file:
-            file.write(f"{type(error).__name__}: {error}\\n")
-    saved = newest_checkpoint(work / "checkpoints")
-    assert (saved.name if saved else None) == ("checkpoint-1" if Listener.fault in SAVES else None), saved
-if "stopped" not in faults:
-    Listener.fault = ""
-    train_on_rows(rows, Listener(says_yes), *arguments)
-leave_process_group()
+    (root / name / f"exchanged-{rank}.json").write_text(json.dumps([*Listener.exchanged.values()]))
+    leave_process_group()
+
+
+try:
+    main()
+except BaseException:  # the usual end would wait for a listener that does not answer
+    traceback.print_exc()
+    end_process(1)
 end_process(0)
 '''
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
     """A model, photos and the program that trains."""
-    folder = tmp_path_factory.mktemp("processes")
-    write_tiny_checkpoint(folder / "model")
-    write_photo_tree(folder / "data", concepts=2)
-    (folder / "worker.py").write_text(WORKER)
-    return folder
+    write_tiny_checkpoint(tmp_path / "model")
+    write_photo_tree(tmp_path / "data", concepts=2)
+    (tmp_path / "worker.py").write_text(WORKER)
+    return tmp_path
 
 
 def run(world: Path, processes: int, name: str, *faults: str) -> None:
@@ -157,6 +191,11 @@ def test_two_processes_of_which_one_fails_stop_together_and_then_train_what_one_
     assert len(texts[0]) == 32
     assert texts[0] == texts[1]
     assert list((world / "two" / "output-1").iterdir()) == []  # the main process alone writes results
+
+    exchanged = json.loads((world / "two" / "exchanged-1.json").read_text())[-1]  # after the faults
+    [wanted, is_view], *passes = exchanged
+    assert is_view
+    assert [sum(sizes) for sizes in passes] == [0, wanted]  # a step is two passes: once, after the last of them
 
     run(world, 2, "stop", "stopped")  # process 1 gets the signal; process 0 waits for its listener, and is told
     assert errors(world, "stop") == [["SystemExit: 143"], ["SystemExit: 143"]]
