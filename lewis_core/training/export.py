@@ -26,9 +26,11 @@ from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.data.images import load_rgb
 from lewis_core.errors import LewisError, MergeError, ModelError
 from lewis_core.listener.__main__ import read_model_ref
-from lewis_core.models.files import resolve_model_path
-from lewis_core.models.loading import load_model, resolve_dtype
+from lewis_core.models.adapters import check_adapter
+from lewis_core.models.files import adapter_folder, resolve_model_path
+from lewis_core.models.loading import load_model, load_processor, resolve_dtype
 from lewis_core.prompts import prompt_set
+from lewis_core.training.shards import merge_files, read_plain_adapter
 
 logger = logging.getLogger("lewis_core.training.export")
 CHECK = "merge_check.json"
@@ -64,12 +66,14 @@ class MergeCheck:
 
 
 class Answer(NamedTuple):
-    """What a model writes about one photo, and how likely it finds given tokens."""
+    """What a model writes about one photo, and what it makes of given tokens."""
 
     written: Tensor
     """(tokens,): its own greedy completion."""
+    likeliest: Tensor
+    """(given tokens,): what it would write in place of each."""
     log_probs: Tensor
-    """(given tokens, vocabulary)"""
+    """(given tokens,): how likely it finds each."""
 
 
 def export_merged(
@@ -87,7 +91,7 @@ def export_merged(
         ref: Base and adapter; its ``dtype`` is that of the merged weights.
         output_dir: Folder that must not exist: weights, processor, ``merge_check.json``.
         photos: Photos that both models describe.
-        runtime: Device. Merging itself takes the base in float32 on the CPU.
+        runtime: Device on which the models describe. Merging itself is done by the CPU.
         tolerance: How far they may differ.
         category: Word for what is on the photos.
         max_new_tokens: Longest description.
@@ -126,32 +130,56 @@ def export_merged(
 
 
 def write_merged(ref: ModelRef, folder: Path, runtime: Runtime) -> None:
-    """Add the adapter to the base in float32, round once, and write weights and processor."""
+    """Add the adapter to the base in float32, round once, and write weights and processor.
+
+    Plain LoRA is added file by file, and needs little memory; other adapters by peft, with the base in float32.
+    """
     from transformers import AutoProcessor
 
-    on_cpu = Runtime(device="cpu", torch_threads=runtime.torch_threads)
-    model, _ = load_model(ref.model_copy(update={"dtype": "float32"}), on_cpu)
-    merged = model.merge_and_unload().to(_dtype(ref, runtime))
-    merged.save_pretrained(folder)
+    adapter, dtype = adapter_folder(ref), _dtype(ref, runtime)
+    assert adapter is not None
+    check_adapter(adapter)
+    load_processor(ref)  # which checks the base
+    additions = read_plain_adapter(adapter)
+    if additions is None:
+        logger.warning("%s is no plain LoRA: it is merged in memory, which takes 4 bytes a weight", adapter)
+        on_cpu = Runtime(device="cpu", torch_threads=runtime.torch_threads)
+        model, _ = load_model(ref.model_copy(update={"dtype": "float32"}), on_cpu)
+        model.merge_and_unload().to(dtype).save_pretrained(folder)
+    else:
+        merge_files(_base_folder(ref), additions, folder, dtype)
     loader: Any = AutoProcessor
     loader.from_pretrained(resolve_model_path(ref.path), revision=ref.revision).save_pretrained(folder)
+
+
+def _base_folder(ref: ModelRef) -> Path:
+    """Folder of the base's files; those of a hub id are fetched if they are not here."""
+    from huggingface_hub import snapshot_download
+
+    path = Path(resolve_model_path(ref.path))
+    if path.is_dir():
+        return path
+    return Path(snapshot_download(ref.path, revision=ref.revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def compare(before: Sequence[Answer], after: Sequence[Answer], dtype: str) -> MergeCheck:
     """Compare what two models make of the tokens that the first one writes."""
     given = torch.cat([answer.written for answer in before])
-    first, second = (torch.cat([answer.log_probs for answer in answers]) for answers in (before, after))
-    shift = (first - second).gather(1, given[:, None]).abs()
+    shift = (_joined(before, "log_probs") - _joined(after, "log_probs")).abs()
     same = [torch.equal(one.written, other.written) for one, other in zip(before, after, strict=True)]
     return MergeCheck(
         photos=len(before),
         tokens=len(given),
-        changed_frac=float((first.argmax(1) != second.argmax(1)).float().mean()),
+        changed_frac=float((_joined(before, "likeliest") != _joined(after, "likeliest")).float().mean()),
         mean_shift=float(shift.mean()),
         max_shift=float(shift.max()),
         same_text_frac=sum(same) / len(same),
         dtype=dtype,
     )
+
+
+def _joined(answers: Sequence[Answer], field: str) -> Tensor:
+    return torch.cat([getattr(answer, field) for answer in answers])
 
 
 def _complaint(check: MergeCheck, tolerance: Tolerance) -> str:
@@ -196,8 +224,8 @@ def _describe(
         written = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[0, length:]
         read = written if given is None else given[index].to(model.device)
         extended = {name: _extend(name, value, read, length) for name, value in inputs.items()}
-        logits = model(**extended).logits[0, length - 1 : -1].float()
-        yield Answer(written.cpu(), logits.log_softmax(-1).cpu())
+        log_probs = model(**extended).logits[0, length - 1 : -1].float().log_softmax(-1)
+        yield Answer(written.cpu(), log_probs.argmax(1).cpu(), log_probs.gather(1, read[:, None])[:, 0].cpu())
 
 
 def _extend(name: str, value: Tensor, ids: Tensor, length: int) -> Tensor:

@@ -1,6 +1,8 @@
 """An adapter that is merged into its base: the same answers, or an error with the numbers and nothing kept."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import torch
 from infra.chaos.world import POCKET, RUNTIME, settings, write_photos
 from lewis_core.config.base import ModelRef
 from lewis_core.errors import MergeError, ModelError
+from lewis_core.models.files import resolve_model_path
 from lewis_core.models.loading import load_model
-from lewis_core.training import export
+from lewis_core.training import export, shards
 from lewis_core.training.assemble import adapter_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21
@@ -80,12 +83,56 @@ def _empty(ref: ModelRef, folder: Path) -> ModelRef:
     return ref.model_copy(update={"adapter": folder / "empty"})
 
 
-def test_differences_by_hand() -> None:
-    def answer(written: list[int], probabilities: list[list[float]]) -> export.Answer:
-        return export.Answer(torch.tensor(written), torch.tensor(probabilities).log())
+def test_merged_files_hold_what_peft_makes_of_the_whole_model(
+    ref: ModelRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1 << 20)
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        export.write_merged(ref.model_copy(update={"dtype": dtype}), out, RUNTIME)
+        index = json.loads((out / shards.INDEX).read_text())
+        files = {path.name: path.stat().st_size for path in out.glob("*.safetensors")}
+        assert set(files) == set(index["weight_map"].values())
+        assert len(files) > 2
+        assert index["metadata"]["total_size"] < sum(files.values()) < 1.05 * index["metadata"]["total_size"]
+        assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+        merged, _ = load_model(POCKET.model_copy(update={"path": str(out), "dtype": dtype}), RUNTIME)
+        whole, _ = load_model(ref.model_copy(update={"dtype": "float32"}), RUNTIME)
+        wanted = whole.merge_and_unload().to(getattr(torch, dtype)).state_dict()
+        found = merged.state_dict()
+        assert found.keys() == wanted.keys()
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, wanted[name], rtol=1e-6 if dtype == "float32" else 0.008, atol=1e-6)
 
-    before = answer([0, 1], [[0.8, 0.2], [0.4, 0.6]])
-    after = answer([0, 0], [[0.8, 0.2], [0.7, 0.3]])
+
+def test_an_adapter_of_another_model_is_refused_by_name(ref: ModelRef, tmp_path: Path) -> None:
+    assert ref.adapter is not None
+    additions = shards.read_plain_adapter(ref.adapter)
+    assert additions is not None
+    base = Path(resolve_model_path(POCKET.path))
+    [name, *_] = additions
+    with pytest.raises(ModelError, match=r"no weights of layers\.99\.mlp\.up_proj"):
+        shards.merge_files(base, {"layers.99.mlp.up_proj": additions[name]}, tmp_path / "a", torch.float32)
+    cut = dataclasses.replace(additions[name], b=additions[name].b[:-1])
+    with pytest.raises(ModelError, match=r"the adapter adds .* numbers to a weight of"):
+        shards.merge_files(base, {name: cut}, tmp_path / "b", torch.float32)
+
+
+@pytest.mark.parametrize("changed", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q": 2}}])
+def test_what_is_no_plain_adapter_is_left_to_peft(ref: ModelRef, tmp_path: Path, changed: dict[str, Any]) -> None:
+    assert ref.adapter is not None
+    shutil.copytree(ref.adapter, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert shards.read_plain_adapter(tmp_path / "adapter") is None
+
+
+def test_differences_by_hand() -> None:
+    def answer(written: list[int], likeliest: list[int], probabilities: list[float]) -> export.Answer:
+        return export.Answer(torch.tensor(written), torch.tensor(likeliest), torch.tensor(probabilities).log())
+
+    before = answer([0, 1], [0, 1], [0.8, 0.6])
+    after = answer([0, 0], [0, 0], [0.8, 0.3])
     check = export.compare([before], [after], "torch.bfloat16")
     assert (check.changed_frac, check.same_text_frac, check.tokens) == (0.5, 0.0, 2)
     assert check.max_shift == pytest.approx(0.6931, abs=1e-3)  # log(0.6 / 0.3)
