@@ -31,7 +31,8 @@ class StopFlag:
     """Whether training was asked to stop, in this process or another one."""
 
     def __init__(self) -> None:
-        self._asked = self._told = False
+        self._asked = False  # written by the signal's handler alone, which may come between any two instructions
+        self._told = self._heard = False
 
     def ask(self, *_: object) -> None:
         """Ask; a handler of signals."""
@@ -40,13 +41,12 @@ class StopFlag:
     def is_set(self) -> bool:
         """Whether any process was asked, as far as this one knows now; the others learn that this one was."""
         store = _store()
-        if store is None:
-            return self._asked
-        if self._asked and not self._told:
+        if store is not None and self._asked and not self._told:
             store.set(_KEY, b"1")
             self._told = True
-        self._asked = self._asked or store.check([_KEY])
-        return self._asked
+        if store is not None and not self._heard:
+            self._heard = store.check([_KEY])
+        return self._asked or self._heard
 
 
 class Meeting:

@@ -225,6 +225,25 @@ def test_the_gravest_of_several_errors_is_raised_by_all(monkeypatch: pytest.Monk
     Meeting(may_stop=lambda: False).meet()
 
 
+def test_a_signal_that_comes_while_others_are_asked_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    flag, told = meeting.StopFlag(), {}
+
+    class Store:
+        """Of another process, which nobody has asked; the signal comes while it answers."""
+
+        def check(self, keys: list[str]) -> bool:
+            flag.ask()
+            return keys[0] in told
+
+        def set(self, key: str, value: bytes) -> None:
+            told[key] = value
+
+    monkeypatch.setattr(meeting, "_store", Store)
+    assert flag.is_set()
+    assert flag.is_set()
+    assert list(told.values()) == [b"1"]  # the others learn of it
+
+
 def test_an_error_that_cannot_travel_arrives_as_one_that_can() -> None:
     class OddError(Exception):
         """Of a class that other processes do not find."""
