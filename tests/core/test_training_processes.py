@@ -1,8 +1,6 @@
 """Two processes train what one would, and stop together: when one loses the listener, fails, or is asked to stop."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
 from lewis_core.training import meeting
 from lewis_core.training.journal import read_rows
 from lewis_core.training.meeting import Meeting
+from tasks.processes import run_process
 
 pytestmark = pytest.mark.slow
 WORKER = '''
@@ -154,7 +153,6 @@ def world(tmp_path: Path) -> Path:
 def run(world: Path, processes: int, name: str, *faults: str) -> None:
     """Run the program to its end; one that hangs until the collectives' own timeout (30 minutes) fails."""
     environment = {
-        **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -162,8 +160,7 @@ def run(world: Path, processes: int, name: str, *faults: str) -> None:
     }
     start = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *start, str(world / "worker.py"), str(world), name, *faults]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_process(name, command, world / f"{name}.log", timeout_s=400, env=environment)  # and nothing outlives it
 
 
 def errors(world: Path, name: str) -> list[list[str]]:
