@@ -25,7 +25,7 @@ from lewis_core.rewards.hacks import DEGENERATE, HACKS, find_hacks
 from lewis_core.rewards.trl import ListenerReward, completion_text, game_of
 from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
-from lewis_core.training.groups import check_groups, content_parts, photos_of
+from lewis_core.training.groups import check_groups, clear_level_groups, content_parts, photos_of
 from lewis_core.training.journal import Journal
 from lewis_core.training.meeting import Meeting, hold
 from lewis_core.training.order import EpochSampler
@@ -103,10 +103,14 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Any]:
         """Remember what each row is about, and which prompt each row of the answer belongs to."""
         with self.meeting.before_next():
-            check_groups(inputs, self.num_generations if self.model.training else self.num_generations_eval)
+            self._size = self.num_generations if self.model.training else self.num_generations_eval
+            check_groups(inputs, self._size)
         self._rows = inputs
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         output["prompt_of_row"] = torch.tensor(self._prompt_of_row)
+        first, mode = self.accelerator.process_index * len(inputs), "train" if self.model.training else "eval"
+        level = clear_level_groups(output, self._rewards, self._size, first, self._logs["advantages"])
+        self._metrics[mode]["frac_reward_zero_std"][-1] = level
         return output
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
@@ -193,11 +197,11 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         failures: list[Exception] = []
         rewards_of, self.reward_funcs = self.reward_funcs, [hold(f, failures) for f in self.reward_funcs]
         try:  # all processes come to TRL's collective, and learn of failures after it
-            rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self._rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = rewards_of
         self.meeting.meet(failures[0] if failures else None)
-        return rewards
+        return self._rewards
 
     @contextmanager
     def _together(self, part: str, *, meets: bool = True) -> Iterator[None]:

@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from flows.settings import validate
 from lewis_core.config.grpo import GrpoConfig, split_problem
 from lewis_core.errors import ConfigError, TrainingError
-from lewis_core.training.groups import check_groups, photos_of
+from lewis_core.training.groups import check_groups, level_groups, photos_of
 
 MODEL = {"path": "pocket:base"}
 
@@ -26,6 +27,14 @@ def test_cut_groups_are_noticed() -> None:
         check_groups([one, two, one, two], 2)
     with pytest.raises(TrainingError, match="3 completions to write, which is no multiple of num_generations = 2"):
         check_groups([one, one, two], 2)
+
+
+def test_groups_of_equal_rewards_are_level() -> None:
+    nan = float("nan")
+    same, silent = [[1.0, 0.2]] * 2, [[nan, 0.2]] * 2
+    other, half_silent = [[1.0, 0.2], [0.2, 1.0]], [[nan, 0.2], [1.0, 0.2]]
+    rewards = torch.tensor([*same, *other, *silent, *half_silent])
+    assert level_groups(rewards, 2).tolist() == [True, True, False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize(
