@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows import steps
+from flows import questions, steps
 from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
@@ -62,27 +62,11 @@ def train_listener(
         label: What tells this call from others.
     """
     rows_config = run.config.dataset.model_copy(update={"role": "listener", "embed_images": False})
-    prompts = config.model.prompts
-    if config.questions == "pairs":
-        rows = run.stage(
-            pipeline.BUILD_DATASET, label=f"pairs {label}".strip(), games=games, prompts=prompts, config=rows_config
-        )
-    else:
-        database = run.stage(
-            pipeline.DESCRIBE_CONCEPTS,
-            label=f"training concepts {label}",
-            catalog=photos.catalog,
-            splits=photos.splits,
-            speaker=f"speaker {label}".strip(),
-            model=speaker,
-            config=run.config.describe.model_copy(update={"concepts": "training"}),
-        )
-        rows = run.stage(
-            pipeline.BUILD_MATCHES, label=label, games=games, database=database, prompts=prompts, config=rows_config
-        )
+    rows = questions.ask(run, photos, games, config, rows_config, speaker, "training", label)
+    held_out = questions.ask_held_out(run, photos, config, rows_config, speaker, label)
     run.stage(pipeline.CHECK_LISTENER_TRAINING, label=label, dataset=rows, config=config)
     run.stop_services()
-    adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config)
+    adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config, held_out_dataset=held_out)
     if not config.full_finetuning:
         numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
         key = run.tracking_key(pipeline.TRAIN_LISTENER, label)
@@ -127,7 +111,8 @@ def summarize(one: Round) -> dict[str, object]:
     told: dict[str, object] = {"round": one.number, "speaker_adapter": str(one.speaker.adapter or one.speaker.path)}
     told |= {f"speaker_{name}": one.speaker_result.summary.get(name) for name in names}
     if one.listener_result is not None:
-        told |= {f"listener_{name}": one.listener_result.summary.get(name) for name in names}
+        held_out = ("held_out_accuracy_before", "held_out_accuracy_after", "held_out_yes_after", "held_out_p_value")
+        told |= {f"listener_{name}": one.listener_result.summary.get(name) for name in (*names, *held_out)}
     return told
 
 

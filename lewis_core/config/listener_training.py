@@ -54,6 +54,11 @@ class TrainListenerConfig(GrpoConfig):
     question."""
     rewards: ListenerRewardsConfig = ListenerRewardsConfig()
     """What is rewarded."""
+    held_out_questions: int = Field(default=200, ge=0)
+    """Questions about held-out concepts that are asked before training, now and then, and at the end, and never
+    trained on: what was really learnt. 0: none; nor are there any without held-out concepts."""
+    held_out_steps: int = Field(default=20, ge=1)
+    """Updates between asking them."""
     watchdogs: WatchdogsConfig = WatchdogsConfig(min_mean_tokens=0.5, equal_rewards_frac=1.0, stop_after=200)
     """Limits for answers, which are short, and often all alike."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 PAIR_TEMPLATES: Mapping[str, str] = {
-    "concise": "Do both photos show the same {category}? Use <thinking> and <answer>. Answer yes or no.",
+    "concise": "Do both photos show the same {category}? Answer yes or no.",
     "instruct": """\
 Compare the main subject of photo 1 with that of photo 2. Is the {category} in photo 1 the very same {category} as in \
 photo 2? Another {category} of the same kind does not count. Compare permanent features only: colour, shape, material, \

@@ -1,12 +1,13 @@
 """What games are drawn from: for every query photo distractors, and the other views of what it shows. Numpy only.
 
-Mining is done among training concepts. ``pictures`` holds them as arrays, ``nearest`` compares them, ``strategies``
-says which of them a query is played against.
+Mining is done among the concepts of one side of the split. ``pictures`` holds them as arrays, ``nearest`` compares
+them, ``strategies`` says which of them a query is played against.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -55,8 +56,9 @@ def mine_distractors(
     category: str,
     output_dir: Path,
     config: MiningConfig,
+    concepts: Literal["training", "held-out"] = "training",
 ) -> JsonObject:
-    """Write ``candidates.jsonl``: a :class:`CandidateRow` for every photo of the category's training concepts.
+    """Write ``candidates.jsonl``: a :class:`CandidateRow` for every photo of the category's concepts.
 
     Args:
         catalog: ``build-catalog`` artifact.
@@ -65,21 +67,23 @@ def mine_distractors(
         category: Name of the category.
         output_dir: Folder to write to.
         config: Strategy, pool, policy for positives.
+        concepts: On which side of the split they are; what they are compared with is on the same side.
 
     Returns:
-        Numbers of concepts, queries and degenerate queries with the reasons; zeros for a category without training
+        Numbers of concepts, queries and degenerate queries with the reasons; zeros for a category without such
         concepts.
 
     Raises:
         DataError: If catalog, splits and embeddings do not belong together.
     """
     content = load_record(catalog.file("catalog.json"), Catalog)
-    training = content.select(load_record(splits.file("splits.json"), Splits).training).concepts
+    sides = load_record(splits.file("splits.json"), Splits)
+    chosen = content.select(sides.training if concepts == "training" else sides.held_out).concepts
     if category not in content.categories:
         raise DataError(f"the catalog has no category {category!r}; it has {', '.join(content.categories)}")
     vectors = load_embeddings(embeddings)
-    pictures = gather_pictures([concept for concept in training if concept.category == category], *vectors)
-    elsewhere = [concept for concept in training if concept.category != category and config.cross_category_frac > 0]
+    pictures = gather_pictures([concept for concept in chosen if concept.category == category], *vectors)
+    elsewhere = [concept for concept in chosen if concept.category != category and config.cross_category_frac > 0]
     others = leave_out(gather_pictures(elsewhere, *vectors), pictures.images)
     negatives = (
         gather_negatives(pictures, content, *vectors) if config.negatives_frac > 0 else None

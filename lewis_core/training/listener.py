@@ -3,6 +3,7 @@
 The same trainer as for speakers, with rows that show one photo or two and say what the right answer is.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,12 @@ from lewis_core.training.session import run_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import TrainerCallback
 
-COLUMNS = ("prompt", "photos", "answer", "category_word")
+    from lewis_core.training.trainer import Row, SpeakerTrainer
+
+COLUMNS = ("prompt", "photos", "answer", "category_word", "concept")
+HELD_OUT = "held_out.json"
 
 
 def train_listener(
@@ -32,6 +37,7 @@ def train_listener(
     data_root: Path,
     runtime: Runtime,
     reporter: Reporter,
+    held_out_dataset: ArtifactRef | None = None,
 ) -> JsonObject:
     """Train a LoRA adapter of a listener (stage ``train-listener``).
 
@@ -43,9 +49,11 @@ def train_listener(
         data_root: Folder that image paths are relative to.
         runtime: Device, threads.
         reporter: Receives metrics, sample completions, progress.
+        held_out_dataset: The same for concepts that are not trained on: asked, never trained on.
 
     Returns:
-        Steps, completions, and the mean reward and share of right answers of the first and last steps.
+        Steps, completions, the mean reward and share of right answers of the first and last steps, and the right
+        answers on held-out concepts before and after, with a paired test (also in ``held_out.json``).
 
     Raises:
         ConfigError: If batch sizes do not fit together, nothing is rewarded, or the model cannot take the prompts.
@@ -60,9 +68,38 @@ def train_listener(
     rewards, weights = build_answer_rewards(config.rewards)
     facts: JsonObject = {"photos": len(rows[0]["photos"]), "questions": config.questions}
     lineage: JsonObject = {"dataset_digest": dataset.digest}
-    return run_training(
-        rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage
+    questions = _held_out_questions(held_out_dataset, config)
+
+    def watch(trainer: "SpeakerTrainer") -> "TrainerCallback":
+        from lewis_core.training.held_out_questions import HeldOutQuestions
+
+        return HeldOutQuestions(trainer, questions, work_dir, config)
+
+    summary = run_training(
+        *(rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage),
+        watchers=[watch] if questions else [],
     )
+    return summary | (_compare(questions, output_dir, work_dir) if questions else {})
+
+
+def _held_out_questions(dataset: ArtifactRef | None, config: TrainListenerConfig) -> "list[Row]":
+    if dataset is None or not config.held_out_questions:
+        return []
+    from lewis_core.training.held_out_questions import choose_questions
+
+    found = load_rows(dataset.path / "dataset", config.model_copy(update={"prompts_per_step": 1}), COLUMNS)
+    return choose_questions(list(found), config)
+
+
+def _compare(questions: "list[Row]", output_dir: Path, work_dir: Path) -> JsonObject:
+    from lewis_core.training.held_out_questions import ANSWERS, compare_answers, read_answers
+
+    answers = read_answers(work_dir / ANSWERS)
+    if 0 not in answers:
+        return {}
+    found = compare_answers(questions, answers[0], answers[max(answers)])
+    (output_dir / HELD_OUT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def check_answers(rows: "Dataset") -> None:

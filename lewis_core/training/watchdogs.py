@@ -72,6 +72,7 @@ def find_troubles(row: Row, first_length: float | None, config: WatchdogsConfig)
         _above(row, "listener/masked_frac", config.max_masked_frac, "masked", "of the completions cannot be judged by "
                "the listener", "see the listener's log"),
         _length(row, first_length, config),
+        _same_answer(row, config),
     ]  # fmt: skip
     return [trouble for trouble in found if trouble is not None]
 
@@ -106,6 +107,22 @@ def _length(row: Row, first: float | None, config: WatchdogsConfig) -> Trouble |
         found = f"{length:.3g} tokens a completion, {first:.3g} in the first steps"
         return Trouble("length-explosion", found, "raise rewards.length.weight, or lower training.learning_rate")
     return None
+
+
+def _same_answer(row: Row, config: WatchdogsConfig) -> Trouble | None:
+    yes = row.get("answers/yes")
+    if yes is None:
+        return None
+    shares = {"yes": yes, "no": 1.0 - yes - row.get("answers/unreadable", 0.0)}
+    word = max(shares, key=lambda one: shares[one])
+    if shares[word] < config.max_same_answer_frac:
+        return None
+    return Trouble(
+        "answer-collapse",
+        f"{shares[word]:.3g} of the answers are {word} (answers/yes, limit {config.max_same_answer_frac:g})",
+        "raise listener_training.temperature until groups differ, keep dataset.same_frac near 0.5, and lower "
+        "listener_training.learning_rate",
+    )
 
 
 class Watchdogs:

@@ -19,6 +19,7 @@ from lewis_core.data.testing import embed_by_name, run_chain
 from lewis_core.errors import ConfigError, DataError, ImageError
 from lewis_core.pipeline import BUILD_DATASET, MINE_DISTRACTORS
 from lewis_core.records import Game, Splits, load_jsonl, load_record
+from lewis_core.retrieval.mining import CandidateRow
 from lewis_core.stages import run_stage
 from lewis_core.testing import write_image, write_photo_tree
 
@@ -44,6 +45,20 @@ def test_games_are_about_training_concepts_only(root: Path, tmp_path: Path) -> N
     assert {concept for game in games for concept in game.candidate_concepts} <= set(splits.training)
     assert len(games) == 45
     assert all(len({concept.split("/")[0] for concept in game.candidate_concepts}) == 1 for game in games)
+
+
+def test_held_out_concepts_are_mined_among_themselves(root: Path, tmp_path: Path) -> None:
+    chain, store = run_chain(root, tmp_path / "store"), ArtifactStore(tmp_path / "store")
+    splits = load_record(chain.splits.file("splits.json"), Splits)
+    counts = Counter(concept.split("/")[0] for concept in splits.held_out)
+    category, count = counts.most_common(1)[0]
+    assert count > 1
+    inputs = {"catalog": chain.catalog, "splits": chain.splits, "embeddings": embed_by_name(store, chain.catalog)}
+    arguments = {**inputs, "category": category, "config": MiningConfig(), "concepts": "held-out"}
+    mined = load_jsonl(run_stage(MINE_DISTRACTORS, store, arguments).file("candidates.jsonl"), CandidateRow)
+    held_out = {concept for concept in splits.held_out if concept.startswith(f"{category}/")}
+    assert {row.concept for row in mined} == held_out
+    assert {one.concept for row in mined for one in row.distractors} == held_out
 
 
 def test_a_category_without_training_concepts_is_empty_not_an_error(root: Path, tmp_path: Path) -> None:

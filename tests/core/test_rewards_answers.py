@@ -53,7 +53,8 @@ def test_the_rewarded_form_is_the_form_that_the_prompts_ask_for(wording: str) ->
         }
     ]
     match = [{"role": "user", "content": prompt_set(wording).match("mug", "A blue mug.")}]
-    assert (asks_for_thinking(pairs), asks_for_thinking(match)) == (True, False)
+    thinks = wording == "instruct"  # the pocket models answer in one word
+    assert (asks_for_thinking(pairs), asks_for_thinking(match)) == (thinks, False)
     minimum = AnswerFormatConfig().min_thinking_words
     assert answer_format(GOOD, True, minimum) == 1.0
     assert answer_format("<thinking>blue</thinking><answer>yes</answer>", True, minimum) == 0.0  # hardly thought

@@ -1,5 +1,6 @@
 """Listener training on a tiny model, with two photos a prompt and with one; and what is refused before it starts."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from lewis_core.data.matches import build_matches, match_rows
 from lewis_core.data.rows import LISTENER_COLUMNS
 from lewis_core.errors import ConfigError, DataError, ModelError
 from lewis_core.prompts import prompt_set
+from lewis_core.prompts.pairs import pair_prompt
 from lewis_core.records import Database, DatabaseEntry, Description, Game, ImageRecord, save_jsonl, save_record
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
+from lewis_core.training.held_out_questions import compare_answers
 from lewis_core.training.journal import read_rows
 from lewis_core.training.listener import check_answers, train_listener
 from lewis_core.training.preflight import check_training
@@ -64,6 +67,7 @@ def pair_rows() -> Dataset:
                 "photos": [f"train/mug/m0{number}/0.jpg", "train/mug/m00/1.jpg"],
                 "answer": "no" if number else "yes",
                 "category_word": "mug",
+                "concept": f"mug/m0{number}",
             }
             for number in (0, 1)
         ]
@@ -87,6 +91,84 @@ def test_a_listener_is_trained_on_pairs(world: Path, tmp_path: Path, dataset: Ar
     assert (output / "adapter" / "adapter_model.safetensors").is_file()
     rows = read_rows(output / "metrics.jsonl")
     assert {"answers/accuracy", "answers/unreadable", "rewards/consistency", "rewards/format"} <= set(rows[0])
+
+
+def teach(world: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    """Train the pocket base on two questions, to which it says no; the right answers are yes and no."""
+    rows = Dataset.from_list([question("mug", "yes"), question("bag", "no")] * 2)
+    with ArtifactStore(tmp_path / "store").building("build-dataset", "key") as folder:
+        rows.save_to_disk(folder / "dataset")
+        dataset = ArtifactStore(tmp_path / "store").publish(folder, "build-dataset", "key", {}, "source", {}, {})
+    output, work = tmp_path / "output", tmp_path / "work"
+    output.mkdir()
+    work.mkdir()
+    config = settings(
+        world,
+        model=ModelRef(path="pocket:base", prompts="concise", dtype="float32", min_pixels=12544, max_pixels=12544),
+        lora=LoraSettings(r=8, alpha=16),
+        max_steps=15,
+        prompts_per_step=4,
+        num_generations=32,
+        learning_rate=3e-3,
+        temperature=2.0,
+        beta=0.0,
+        held_out_steps=5,
+        **changes,
+    )
+    return train_listener(
+        *(dataset, output, work, config, world / "data", RUNTIME, NullReporter()), held_out_dataset=dataset
+    )
+
+
+def test_rewards_teach_the_right_answers(world: Path, tmp_path: Path) -> None:
+    """Only the right reward with the right sign turns one answer, and leaves the other."""
+    found = teach(world, tmp_path)
+    assert (found["held_out_accuracy_before"], found["held_out_yes_before"]) == (0.5, 0.0)
+    assert (found["held_out_accuracy_after"], found["held_out_yes_after"]) == (1.0, 0.5)
+    assert found["last_accuracy"] > 0.85 > found["first_accuracy"]
+    told = json.loads((tmp_path / "output/held_out.json").read_text(encoding="utf-8"))
+    assert told["held_out_questions"] == 4
+    rows = read_rows(tmp_path / "output/metrics.jsonl")
+    assert [row["step"] for row in rows if "held_out/accuracy" in row] == [1, 5, 10, 15]
+
+
+def test_questions_about_held_out_things_change_no_bit(world: Path, tmp_path: Path, dataset: ArtifactRef) -> None:
+    weights, after = [], []
+    for number, held_out in enumerate((None, dataset)):
+        output, work = tmp_path / f"output{number}", tmp_path / f"work{number}"
+        output.mkdir()
+        work.mkdir()
+        config = settings(world, held_out_steps=1)
+        after.append(train_listener(dataset, output, work, config, world / "data", RUNTIME, NullReporter(), held_out))
+        weights.append((output / "adapter/adapter_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert "held_out_accuracy_after" in after[1]
+    assert "held_out_accuracy_after" not in after[0]
+
+
+def test_answers_before_and_after_are_compared_by_concept() -> None:
+    rows = [{"answer": "yes" if n % 2 else "no", "concept": f"mug/m{n // 2:02}"} for n in range(40)]
+    always_no, right = ["no"] * 40, [row["answer"] for row in rows]
+    found = compare_answers(rows, always_no, right)
+    assert (found["held_out_accuracy_before"], found["held_out_accuracy_after"]) == (0.5, 1.0)
+    assert (found["held_out_yes_before"], found["held_out_yes_after"]) == (0.0, 0.5)
+    assert found["held_out_p_value"] < 0.01
+    assert compare_answers(rows, always_no, ["yes"] * 40)["held_out_p_value"] == 1.0  # another answer, no better
+    unread = compare_answers(rows, right, [None] * 40)
+    assert (unread["held_out_accuracy_after"], unread["held_out_unreadable_after"]) == (0.0, 1.0)
+    assert "held_out_p_value" not in compare_answers(rows[:2], always_no[:2], right[:2])  # one concept
+
+
+def question(category: str, answer: str) -> dict[str, Any]:
+    """A pair of photos of a category, and what shall be answered."""
+    parts = [("image", None), ("image", None), ("text", pair_prompt("concise", category))]
+    return {
+        "prompt": [{"role": "user", "content": [{"type": kind, "text": text} for kind, text in parts]}],
+        "photos": [f"train/{category}/{category[0]}00/{number}.jpg" for number in (0, 1)],
+        "answer": answer,
+        "category_word": category,
+        "concept": f"{category}/{category[0]}00",
+    }
 
 
 def test_prompts_with_two_photos_are_tokenized_as_the_processor_does(world: Path, tmp_path: Path) -> None:
@@ -120,6 +202,20 @@ def test_two_photos_a_prompt_cost_the_same_log_probabilities_as_in_stock_trl(wor
         stock, _, _ = SpeakerTrainer._get_per_token_logps_and_entropies(trainer, trainer.model, ids, mask, keep)
     written = inputs["completion_mask"].bool()
     torch.testing.assert_close(packed[written], stock[written], atol=2e-5, rtol=1e-4)
+
+
+def test_equal_rewards_give_no_advantage_at_all(world: Path, tmp_path: Path) -> None:
+    """0.2 is no number of float32: the mean of eight rewards of 1.2 is another number, and so TRL finds a direction."""
+    rewards, config = [_constant, _constant], settings(world, num_generations=8)
+    trainer = build_trainer_of(pair_rows(), rewards, [1.0, 0.2], tmp_path, config, world / "data", RUNTIME)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert inputs["advantages"].tolist() == [0.0] * 16
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [1.0]
+    assert {row["advantage"] for row in trainer.samples()} == {0.0}
+
+
+def _constant(completions: list[Any], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
 
 
 def _reward(completions: list[Any], **_: Any) -> list[float]:

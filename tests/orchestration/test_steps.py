@@ -2,13 +2,15 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.questions import held_out_games
 from flows.steps import Photos, has_questions
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.evaluation import VqaConfig
-from lewis_core.records import VqaItem
+from lewis_core.records import Splits, VqaItem
 from lewis_core.testing import make_catalog, make_database, publish_files
 
 CATALOG = make_catalog({"mug": 3})
@@ -49,3 +51,11 @@ def test_questions_that_cannot_be_asked_are_left_out(
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warnings) == bool(reason), "photos without questions are nothing to warn about"
     assert all("left out" in warning and reason in warning for warning in warnings)
+
+
+def test_nothing_is_asked_about_held_out_concepts_without_look_alikes(tmp_path: Path) -> None:
+    catalog = publish_files(tmp_path / "store", "build-catalog", {"catalog.json": CATALOG.model_dump_json()})
+    sides = Splits(training=(CATALOG.concepts[1].id, TRAINED_ON), held_out=(DESCRIBED,))
+    splits = publish_files(tmp_path / "store", "split-concepts", {"splits.json": sides.model_dump_json()})
+    run: Any = None  # nothing is run
+    assert held_out_games(run, Photos(catalog, splits, embeddings=catalog)) is None
