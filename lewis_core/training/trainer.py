@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate.utils import DistributedType, gather_object
@@ -197,11 +197,11 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         failures: list[Exception] = []
         rewards_of, self.reward_funcs = self.reward_funcs, [hold(f, failures) for f in self.reward_funcs]
         try:  # all processes come to TRL's collective, and learn of failures after it
-            self._rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = rewards_of
         self.meeting.meet(failures[0] if failures else None)
-        return self._rewards
+        return cast("Tensor", self._rewards)
 
     @contextmanager
     def _together(self, part: str, *, meets: bool = True) -> Iterator[None]:
