@@ -53,7 +53,10 @@ def make_request(number: int, bad_share: float) -> Request:
             item = {"image": photo(), "prompt": text(), "num_return": rng.randint(1, 2), "max_new_tokens": 4}
             return "/v1/generate", {"items": [item | {"temperature": 1.0, "seed": number}]}
         case 3:
-            return "/score", {"candidate_paths": [photo(), photo()], "question": text()}
+            first, second = photo(), photo()
+            while second == first:  # of two candidates that are one photo, rounding would choose
+                second = photo()
+            return "/score", {"candidate_paths": [first, second], "question": text()}
         case _:
             batch = [{"candidate_paths": [photo()], "question": text()} for _ in range(rng.randint(1, 3))]
             return "/batch_score", {"batch": batch}
