@@ -53,8 +53,8 @@ class WatchdogsConfig(FrozenConfig):
     max_degenerate_frac: float = Field(default=0.8, gt=0, le=1)
     """Lost language: more than this share of completions repeats itself, is empty, stuffed with tags, or echoes the
     prompt."""
-    max_same_answer_frac: float = Field(default=0.98, gt=0.5, le=1)
-    """Answer collapse: a listener in training gives at least this share of its answers the same, all yes or all no."""
+    max_same_answer_frac: float = Field(default=0.95, gt=0.5, le=1)
+    """Answer collapse: at least this share of a listener's readable answers is the same, all yes or all no."""
     max_masked_frac: float = Field(default=0.02, ge=0, le=1)
     """More than this share of completions that the listener cannot judge, step after step (one step with more than
     ``training.rewards.max_masked_frac`` ends training at once)."""

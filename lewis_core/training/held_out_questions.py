@@ -33,8 +33,8 @@ def choose_questions(rows: Sequence[Row], config: TrainListenerConfig) -> list[R
 class HeldOutQuestions(TrainerCallback):
     """Every M steps: the listener answers the same questions about held-out things.
 
-    Logged beside the step's other metrics: ``held_out/accuracy``, ``held_out/yes``, ``held_out/unreadable``,
-    ``held_out/accuracy_yes`` and ``held_out/accuracy_no``. What it answered before the first update is logged with the
+    Logged beside the step's other metrics: ``held_out_answers/accuracy``, ``…/yes``, ``…/unreadable``,
+    ``…/accuracy_yes`` and ``…/accuracy_no``. What it answered before the first update is logged with the
     first step. Nothing that is measured changes what is trained.
 
     Args:
@@ -62,7 +62,7 @@ class HeldOutQuestions(TrainerCallback):
         with self._trainer._clock.measure("held_out"), aside(self._trainer):
             found = self._answer()
         for name, value in statistics(found, [row["answer"] for row in self._rows]).items():
-            self._trainer._metrics["train"][f"held_out/{name}"].append(value)
+            self._trainer._metrics["train"][f"held_out_answers/{name}"].append(value)
         if state.is_world_process_zero:
             kept = read_answers(self._file) if state.global_step else {}
             first = {step: answers for step, answers in kept.items() if step == 0}

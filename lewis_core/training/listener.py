@@ -4,12 +4,15 @@ The same trainer as for speakers, with rows that show one photo or two and say w
 """
 
 import json
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
 from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.config.watchdogs import WatchdogsConfig
 from lewis_core.errors import DataError
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
     from lewis_core.training.trainer import Row, SpeakerTrainer
 
+logger = logging.getLogger(__name__)
 COLUMNS = ("prompt", "photos", "answer", "category_word", "concept")
 HELD_OUT = "held_out.json"
 
@@ -79,7 +83,7 @@ def train_listener(
         *(rows, rewards, weights, output_dir, work_dir, config, data_root, runtime, reporter, facts, lineage),
         watchers=[watch] if questions else [],
     )
-    return summary | (_compare(questions, output_dir, work_dir) if questions else {})
+    return summary | (_compare(questions, output_dir, work_dir, config.watchdogs) if questions else {})
 
 
 def _held_out_questions(dataset: ArtifactRef | None, config: TrainListenerConfig) -> "list[Row]":
@@ -91,14 +95,22 @@ def _held_out_questions(dataset: ArtifactRef | None, config: TrainListenerConfig
     return choose_questions(list(found), config)
 
 
-def _compare(questions: "list[Row]", output_dir: Path, work_dir: Path) -> JsonObject:
+def _compare(questions: "list[Row]", output_dir: Path, work_dir: Path, watchdogs: WatchdogsConfig) -> JsonObject:
     from lewis_core.training.held_out_questions import ANSWERS, compare_answers, read_answers
 
     answers = read_answers(work_dir / ANSWERS)
     if 0 not in answers:
         return {}
     found = compare_answers(questions, answers[0], answers[max(answers)])
-    (output_dir / HELD_OUT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if int(os.environ.get("RANK", "0")) == 0:
+        (output_dir / HELD_OUT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    yes, limit = found["held_out_yes_after"], watchdogs.max_same_answer_frac
+    if not 1 - limit < yes < limit:
+        logger.warning(
+            "answer-collapse: the trained listener says %s to nearly every question about held-out things (share of "
+            "yes: %.3f), whatever they show; raise listener_training.temperature until groups differ",
+            *("yes" if yes > 0.5 else "no", yes),
+        )
     return found
 
 

@@ -110,16 +110,16 @@ def _length(row: Row, first: float | None, config: WatchdogsConfig) -> Trouble |
 
 
 def _same_answer(row: Row, config: WatchdogsConfig) -> Trouble | None:
-    yes = row.get("answers/yes")
-    if yes is None:
+    yes, readable = row.get("answers/yes"), 1.0 - row.get("answers/unreadable", 0.0)
+    if yes is None or readable <= 0:
         return None
-    shares = {"yes": yes, "no": 1.0 - yes - row.get("answers/unreadable", 0.0)}
+    shares = {"yes": yes / readable, "no": 1.0 - yes / readable}
     word = max(shares, key=lambda one: shares[one])
     if shares[word] < config.max_same_answer_frac:
         return None
     return Trouble(
         "answer-collapse",
-        f"{shares[word]:.3g} of the answers are {word} (answers/yes, limit {config.max_same_answer_frac:g})",
+        f"{shares[word]:.3g} of the readable answers are {word} (answers/yes, limit {config.max_same_answer_frac:g})",
         "raise listener_training.temperature until groups differ, keep dataset.same_frac near 0.5, and lower "
         "listener_training.learning_rate",
     )

@@ -102,34 +102,42 @@ def teach(world: Path, tmp_path: Path, **changes: Any) -> dict[str, Any]:
     output, work = tmp_path / "output", tmp_path / "work"
     output.mkdir()
     work.mkdir()
-    config = settings(
-        world,
-        model=ModelRef(path="pocket:base", prompts="concise", dtype="float32", min_pixels=12544, max_pixels=12544),
-        lora=LoraSettings(r=8, alpha=16),
-        max_steps=15,
-        prompts_per_step=4,
-        num_generations=32,
-        learning_rate=3e-3,
-        temperature=2.0,
-        beta=0.0,
-        held_out_steps=5,
-        **changes,
-    )
+    recipe: dict[str, Any] = {
+        "model": ModelRef(path="pocket:base", prompts="concise", dtype="float32", min_pixels=12544, max_pixels=12544),
+        "lora": LoraSettings(r=8, alpha=16),
+        "max_steps": 15,
+        "prompts_per_step": 4,
+        "num_generations": 32,
+        "learning_rate": 3e-3,
+        "temperature": 2.0,
+        "beta": 0.0,
+        "held_out_steps": 5,
+    }
+    config = settings(world, **recipe | changes)
     return train_listener(
         *(dataset, output, work, config, world / "data", RUNTIME, NullReporter()), held_out_dataset=dataset
     )
 
 
-def test_rewards_teach_the_right_answers(world: Path, tmp_path: Path) -> None:
+def test_rewards_teach_the_right_answers(world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Only the right reward with the right sign turns one answer, and leaves the other."""
     found = teach(world, tmp_path)
+    assert "answer-collapse" not in caplog.text
     assert (found["held_out_accuracy_before"], found["held_out_yes_before"]) == (0.5, 0.0)
     assert (found["held_out_accuracy_after"], found["held_out_yes_after"]) == (1.0, 0.5)
     assert found["last_accuracy"] > 0.85 > found["first_accuracy"]
     told = json.loads((tmp_path / "output/held_out.json").read_text(encoding="utf-8"))
     assert told["held_out_questions"] == 4
     rows = read_rows(tmp_path / "output/metrics.jsonl")
-    assert [row["step"] for row in rows if "held_out/accuracy" in row] == [1, 5, 10, 15]
+    assert [row["step"] for row in rows if "held_out_answers/accuracy" in row] == [1, 5, 10, 15]
+
+
+def test_a_listener_that_always_says_the_same_is_told_of(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = teach(world, tmp_path, max_steps=1, learning_rate=1e-9)
+    assert found["held_out_yes_after"] == 0.0
+    assert "answer-collapse: the trained listener says no to nearly every question" in caplog.text
 
 
 def test_questions_about_held_out_things_change_no_bit(world: Path, tmp_path: Path, dataset: ArtifactRef) -> None:

@@ -39,8 +39,8 @@ CONFIG = WatchdogsConfig(warn_after=2, stop_after=4, non_finite_stop_after=3)
         ({"kl": 50.0}, "kl-blow-up", "50 nats per token"),
         ({"hacks/degenerate": 0.9}, "degenerate-text", "0.9 of the completions repeat"),
         ({"listener/masked_frac": 0.05}, "masked", "cannot be judged"),
-        ({"answers/yes": 0.99}, "answer-collapse", "0.99 of the answers are yes"),
-        ({"answers/yes": 0.0, "answers/unreadable": 0.01}, "answer-collapse", "0.99 of the answers are no"),
+        ({"answers/yes": 0.99}, "answer-collapse", "0.99 of the readable answers are yes"),
+        ({"answers/yes": 0.01, "answers/unreadable": 0.5}, "answer-collapse", "0.98 of the readable answers are no"),
         ({"grad_norm": float("nan")}, "not-finite", "grad_norm not finite"),
         ({"loss": float("inf")}, "not-finite", "loss not finite"),
     ],
@@ -56,7 +56,8 @@ def test_a_fine_step_is_no_trouble() -> None:
     assert find_troubles(FINE, 30.0, CONFIG) == []
     assert find_troubles({"loss": 0.0, "grad_norm": 0.0}, None, CONFIG) == []  # nothing else was logged
     assert find_troubles(FINE | {"answers/yes": 0.5, "answers/unreadable": 0.1}, 30.0, CONFIG) == []
-    assert find_troubles(FINE | {"answers/yes": 0.0, "answers/unreadable": 0.5}, 30.0, CONFIG) == []
+    assert find_troubles(FINE | {"answers/yes": 0.1, "answers/unreadable": 0.5}, 30.0, CONFIG) == []
+    assert find_troubles(FINE | {"answers/yes": 0.0, "answers/unreadable": 1.0}, 30.0, CONFIG) == []
 
 
 def test_it_warns_and_then_stops_and_starts_anew_after_a_good_step() -> None:
