@@ -1,5 +1,6 @@
 """Turns and GPU slots: one after the other, free the moment a holder dies, nothing without a GPU."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -99,6 +100,56 @@ with GpuPool(GpuConfig(ids=(0,), lock_dir=Path({str(tmp_path)!r})), is_used=True
         process.wait()
     with pool(tmp_path, (0,), max_wait_s=120.0).lease(1, "other") as names:
         assert names == ("0",)
+
+
+CONTENDER = """
+import sys, time
+from pathlib import Path
+from lewis_core.config.gpus import GpuConfig
+from tasks.gpus import GpuPool
+
+folder, leases, hold_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+own = GpuPool(GpuConfig(lock_dir=folder), is_used=True)
+for number in range(leases):
+    with own.lease(1, f"lease {number}") as (name,):
+        print("enter", name, time.monotonic_ns(), flush=True)
+        time.sleep(hold_s)
+        print("leave", name, time.monotonic_ns(), flush=True)
+"""
+
+
+def contender(folder: Path, cards: str, leases: int, hold_s: float) -> subprocess.Popen[str]:
+    """A process that takes a GPU again and again, and says when it had which."""
+    command = [sys.executable, "-c", CONTENDER, str(folder), str(leases), str(hold_s)]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": cards}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+
+
+def intervals(said: str) -> list[tuple[str, int, int]]:
+    """GPU, begin and end of each lease."""
+    lines = [line.split() for line in said.splitlines()]
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    return [(name, int(begin), int(end)) for (_, name, begin), (_, _, end) in pairs]
+
+
+@pytest.mark.parametrize("cards", ["0", "0,1"], ids=["one-gpu", "two-gpus"])
+def test_processes_that_compete_never_share_a_gpu_though_holders_are_killed(tmp_path: Path, cards: str) -> None:
+    """Holders of all GPUs are killed while others wait; each of these gets every lease, and no two overlap."""
+    count = len(cards.split(","))
+    holders = [contender(tmp_path, cards, 1, 600) for _ in range(count)]
+    taken = [holder.stdout.readline().split()[:2] for holder in holders if holder.stdout is not None]
+    others = [contender(tmp_path, cards, 5, 0.02) for _ in range(3)]
+    killed_ns = time.monotonic_ns()
+    for process in holders:
+        process.kill()
+    said = [process.communicate(timeout=120)[0] for process in [*others, *holders]]
+    assert sorted(name for _, name in taken) == cards.split(",")
+    assert [process.returncode for process in others] == [0, 0, 0]
+    leases = sorted(lease for lines in said[:3] for lease in intervals(lines))
+    assert len(leases) == 15
+    assert min(begin for _, begin, _ in leases) > killed_ns
+    for (gpu, _, end), (next_gpu, begin, _) in itertools.pairwise(leases):
+        assert gpu != next_gpu or end < begin, (gpu, end, begin)
 
 
 def test_two_runs_never_have_the_same_gpu(tmp_path: Path) -> None:
