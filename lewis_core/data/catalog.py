@@ -7,6 +7,7 @@ workers or the process.
 import json
 import logging
 import time
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -136,9 +137,26 @@ def _check_listing(listing: Listing, data_root: Path, config: CatalogConfig) -> 
             f"{data_root} has no train and test folders; add them, or say with catalog.train_images how many images "
             "of each concept are for training"
         )
+    _warn("folders and images beside train and test, not read", listing.strangers)
     known = listing.categories | {f"{category}/{concept}" for category, concept in listing.concepts}
+    _warn("names that differ in case or spelling of letters only, taken for different things", find_twins(known))
     if unknown := sorted(set(config.category_words) - known):
         logger.warning("catalog.category_words names what the data does not have: %s", ", ".join(unknown))
+
+
+def find_twins(names: Iterable[str]) -> list[str]:
+    """Find names that people take for one: they differ in upper and lower case, or in how an accent is stored.
+
+    Args:
+        names: Names of categories, and of concepts as ``category/name``.
+
+    Returns:
+        Each group as one text, sorted; letters beyond ASCII are escaped, so that the names differ to the eye.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        groups[unicodedata.normalize("NFC", name).casefold()].append(name)
+    return [" and ".join(map(ascii, group)) for _, group in sorted(groups.items()) if len(group) > 1]
 
 
 def _assemble(inspected: Inspected, listing: Listing, config: CatalogConfig) -> Catalog:

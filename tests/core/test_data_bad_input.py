@@ -45,6 +45,25 @@ def test_thin_categories_and_concepts_are_named(tmp_path: Path, caplog: pytest.L
     assert "1 categories with a single concept, which has no look-alikes and is held out: hat" in caplog.text
 
 
+def test_folders_that_are_not_read_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_image(root / "val/bag/b00/9.jpg", 9)
+    write_image(root / "10.jpg", 10)
+    _, output = build(root)
+    assert "2 folders and images beside train and test, not read: val, 10.jpg" in caplog.text
+    assert [entry.path for entry in load_jsonl(output / "quarantine.jsonl", SetAside)] == ["10.jpg", "val"]
+
+
+def test_names_that_look_the_same_are_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number, path in enumerate(("train/Bag/x", "train/mug/\u00fc", "test/mug/u\u0308", "train/hat/a", "test/hat/b")):
+        write_image(root / path / "1.jpg", 20 + number)
+    build(root)
+    [line] = [record.getMessage() for record in caplog.records if "differ in case" in record.getMessage()]
+    assert line == (
+        "2 names that differ in case or spelling of letters only, taken for different things: "
+        r"'Bag' and 'bag', 'mug/u\u0308' and 'mug/\xfc'"
+    )
+
+
 LIST = """
 import os, sys
 from pathlib import Path

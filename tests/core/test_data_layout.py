@@ -141,6 +141,9 @@ def test_linked_folders_are_named_and_not_entered(tmp_path: Path) -> None:
             id="hint",
         ),
         pytest.param(
+            ("Train/bag/a/1.jpg", "TEST/bag/a/2.jpg"), "; rename TEST to test and Train to train$", id="hint-case"
+        ),
+        pytest.param(
             ("train/bag/1.PNG", "train/bag/a/2.jpg"),
             r"train/bag/1.PNG and 0 more as <concept>/<image> \(catalog.layout = 'flat'\), train/bag/a/2.jpg and 0",
             id="two-depths",

@@ -44,6 +44,8 @@ class Listing:
     """Links, and folders and names that are not read although images are expected there."""
     others: list[SetAside] = field(default_factory=list)
     """Not data: notes between the folders, folders beside ``train`` and ``test``."""
+    strangers: list[str] = field(default_factory=list)
+    """Paths of the folders and images among those: a ``val`` folder, photos in the data root."""
     companions: set[str] = field(default_factory=set)
     """Paths of files in concept folders that are about their images."""
     categories: set[str] = field(default_factory=set)

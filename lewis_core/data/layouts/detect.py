@@ -90,7 +90,18 @@ def _refuse(root: Folder) -> None:
     misplaced = places.loose or places.deeper
     if not misplaced:
         return
-    nearer = [child.path for child in root.folders if any(layout.fits(child) for layout in LAYOUTS.values())]
-    hint = f"; did you mean the data root to be {' or '.join(nearer)} in it?" if nearer else ""
     named = ", ".join(file.path for file in misplaced[:_NAMED])
-    raise CatalogError(f"{named}: expected a category folder or a concept folder there: {EXPECTED}{hint}")
+    raise CatalogError(f"{named}: expected a category folder or a concept folder there: {EXPECTED}{_hint(root)}")
+
+
+def _hint(root: Folder) -> str:
+    """What may be meant: a folder of a split in another case, or a folder in the data root; else nothing."""
+    splits = {name.casefold(): name for names in shapes.SPLIT_FOLDERS.values() for name in names}
+    if renamed := [
+        f"{child.name} to {splits[child.name.casefold()]}"
+        for child in root.folders
+        if child.name.casefold() in splits and child.name not in splits.values()
+    ]:
+        return f"; rename {' and '.join(renamed)}"
+    nearer = [child.path for child in root.folders if any(layout.fits(child) for layout in LAYOUTS.values())]
+    return f"; did you mean the data root to be {' or '.join(nearer)} in it?" if nearer else ""

@@ -225,6 +225,7 @@ def _note_strangers(root: Folder, read: set[str], listing: Listing) -> None:
     """Name the folders and images beside the folders of a split."""
     strangers = [folder.path for folder in root.folders if folder.path not in read]
     strangers += [file.path for file in root.files if is_image_name(file.name)]
+    listing.strangers += strangers
     reason = "not read: it is not in a train or test folder"
     listing.others += [SetAside(path=path, reason=reason) for path in strangers]
     listing.others += [SetAside(path=link.path, reason=why) for link, why in root.links]
