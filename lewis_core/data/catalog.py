@@ -15,7 +15,7 @@ from pathlib import Path
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.companions import write_companions
-from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_duplicates, set_aside_shared
+from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_duplicates, find_places, set_aside_shared
 from lewis_core.data.exchange.catalogs import read_listing
 from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
 from lewis_core.data.json_files import load_json_object
@@ -87,9 +87,10 @@ def build_catalog(
     catalog = _assemble(inspected, listing, config)
     if not catalog.concepts:
         raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
+    places = find_places(catalog)
     duplicates = {
-        "duplicates": find_duplicates(catalog),
-        "near_duplicates": find_near_duplicates(catalog, inspected.looks),
+        "duplicates": find_duplicates(places),
+        "near_duplicates": find_near_duplicates(places, inspected.looks),
     }
     set_aside = [*inspected.unusable, *inspected.others]
     questions = write_companions(data_root, output_dir, listing, catalog, set_aside, config)

@@ -39,25 +39,27 @@ class Place(NamedTuple):
     path: str
 
 
-def find_duplicates(catalog: Catalog) -> list[Duplicate]:
-    """Find pictures that several concepts share, or that are in several of a catalog's parts."""
-    places = find_places(catalog)
+def find_duplicates(places: Mapping[str, Sequence[Place]]) -> list[Duplicate]:
+    """Find pictures that several concepts share, or that are in several of a catalog's parts.
+
+    Args:
+        places: Where each picture lies (:func:`find_places`).
+    """
     return _judge([(sha256,) for sha256, found in sorted(places.items()) if len(found) > 1], places)
 
 
-def find_near_duplicates(catalog: Catalog, looks: Mapping[str, Look]) -> list[Duplicate]:
+def find_near_duplicates(places: Mapping[str, Sequence[Place]], looks: Mapping[str, Look]) -> list[Duplicate]:
     """Find different pictures that look alike and lie where the same one should not.
 
     Pictures that look alike are put together, also those that only look like a common third.
 
     Args:
-        catalog: The images.
+        places: Where each picture lies (:func:`find_places`).
         looks: What each picture looks like, by sha256.
 
     Returns:
         Groups of at least two pictures, sorted.
     """
-    places = find_places(catalog)
     by_look: dict[Look, list[str]] = defaultdict(list)
     for sha256 in sorted(places):
         by_look[looks[sha256]].append(sha256)

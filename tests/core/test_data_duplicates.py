@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.catalog import build_catalog
-from lewis_core.data.duplicates import Duplicate, find_near_duplicates
+from lewis_core.data.duplicates import Duplicate, find_near_duplicates, find_places
 from lewis_core.data.images import examine_image
 from lewis_core.data.layout import SetAside
 from lewis_core.data.looks import NEAR_BITS, NEAR_COLOUR, Look, find_similar, look_at
@@ -161,7 +161,7 @@ def test_pictures_that_look_like_a_common_third_are_one_group(root: Path) -> Non
     looks[images[0].sha256] = Look(0, bytes(36))
     looks[images[1].sha256] = Look(0x7F, bytes(36))
     looks[images[5].sha256] = Look(0x3FFF, bytes(36))  # seven bits from images[1], fourteen from images[0]
-    [group] = find_near_duplicates(catalog, looks)
+    [group] = find_near_duplicates(find_places(catalog), looks)
     assert group.paths == tuple(sorted(images[index].path for index in (0, 1, 5)))
     assert (group.across_concepts, group.across_splits) == (True, False)
 
