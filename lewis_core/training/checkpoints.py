@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lewis_core.artifacts import digest_file
+from lewis_core.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 SEAL = "complete"
@@ -101,6 +102,23 @@ def prune(folder: Path, kept: int = KEPT) -> None:
     complete = sorted(filter(is_sealed, folder.glob("checkpoint-*")), key=step_of)
     for path in complete[: -kept or None]:
         remove(path)
+
+
+def load_whole(model: Any, folder: Path) -> None:
+    """Load the weights of a model that is trained whole; their names in files are not always those in the model.
+
+    Raises:
+        CheckpointError: If a weight is missing.
+    """
+    loaded, info = type(model).from_pretrained(
+        folder, dtype=model.dtype, use_safetensors=True, output_loading_info=True
+    )
+    if wrong := sorted(map(str, (*info["missing_keys"], *info["mismatched_keys"]))):
+        raise CheckpointError(
+            f"{folder} lacks {len(wrong)} weights of the model, e.g. {wrong[0]}: was training.model changed? Remove "
+            "the folder to go on from the checkpoint before it"
+        )
+    model.load_state_dict(loaded.state_dict())
 
 
 def write_failure(error: BaseException) -> str | None:

@@ -202,7 +202,10 @@ class SharedPrefixTrainer(SpeakerTrainer):
         with self.accelerator.autocast():
             out = model(**packed.forward_arguments(plain), shift_labels=packed.labels, fused_lm_head=True)
         kept = packed.labels != IGNORE
-        return out.log_probs[kept].float(), out.entropy[kept].float()
+        entropy = (
+            torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
+        )  # a reference model tells none
+        return out.log_probs[kept].float(), entropy[kept].float()
 
 
 def _with_end(written: Written) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType, gather_object, is_peft_model
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -62,7 +62,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *, load: Callable[[str], Image.Image], may_checkpoint: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._load, self._may_checkpoint = load, may_checkpoint
+        self.load_photo = self._load = load
+        self._may_checkpoint = may_checkpoint
         self._rows: list[Row] = []  # the data set's rows of the current generation batch
         self._prompt_of_row: list[int] = []  # of the rows that are computed now
         self._queries: list[Photos] = []  # those of each distinct prompt of the current generation batch
@@ -230,10 +231,6 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         """Seconds of each request to the listener since the last call."""
         return self._listener.take_latencies() if self._listener is not None else []
 
-    def load_photo(self, reference: str) -> Image.Image:
-        """A photo of a prompt."""
-        return self._load(reference)
-
     def samples(self) -> list[Row]:
         """Completions of the last step with their rewards, advantages and what rewards logged beside them."""
         logs = self._logs
@@ -384,6 +381,13 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
             checkpoints.remove(folder)
         self.accelerator.wait_for_everyone()
         return failures[0] if failures else ""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As in transformers, but for whole models: by their names in files, it would find none of their weights."""
+        if is_peft_model(self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            checkpoints.load_whole(self.model, Path(resume_from_checkpoint))
 
     def checkpoint_folder(self) -> Path:
         """Where the checkpoint of the current step is, or would be."""

@@ -16,6 +16,7 @@ import torch
 from infra.chaos.world import POCKET, RUNTIME, build_rows, settings, write_photos
 from lewis_core.errors import CheckpointError, ListenerUnavailableError, WatchdogError
 from lewis_core.listener.schemas import GameScores, ScoreGame
+from lewis_core.models.loading import load_model
 from lewis_core.models.vlm import open_model
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards.trl import Judgement
@@ -111,7 +112,7 @@ class Place:
         output, work = self.folder / name / "output", self.work(name)
         for folder in (output, work):
             folder.mkdir(parents=True, exist_ok=True)
-        config = settings(max_steps=STEPS, **changes)
+        config = settings(**{"max_steps": STEPS} | changes)
         return train_on_rows(
             *(self.rows, listener or self.listener, output, work, config, self.photos, RUNTIME, Interrupting(at)),
             held_out=held_out,
@@ -302,6 +303,24 @@ def test_completions_that_are_used_for_two_updates_are_not_torn_apart(place: Pla
     assert step_of_newest(place, "again") == 4
     place.train("again", **changes)
     assert place.results("again") == place.results("twice")
+
+
+def test_a_model_that_is_trained_whole_goes_on_with_its_weights_and_loads_like_any_other(place: Place) -> None:
+    changes = {"full_finetuning": True, "learning_rate": 1e-5, "beta": 0.1, "max_steps": 3}
+    place.train("full-whole", **changes)
+    with pytest.raises(SystemExit):
+        place.train("full-parts", {2: stop}, **changes)
+    assert step_of_newest(place, "full-parts") == 2
+    place.train("full-parts", **changes)
+    one, other = (place.folder / name / "output" for name in ("full-whole", "full-parts"))
+    for file in (METRICS, COMPLETIONS, "model/model.safetensors", "model/config.json"):
+        assert (one / file).read_bytes() == (other / file).read_bytes()
+    assert read_rows(one / METRICS)[-1]["kl"] > 0  # against the base, which stays as it was
+    [trained, base] = (load_model(POCKET.model_copy(update={"path": path}), RUNTIME)[0].state_dict() for path in
+                       (str(one / "model"), POCKET.path))  # fmt: skip
+    changed = {name for name, weight in trained.items() if not torch.equal(weight, base[name])}
+    assert any("mlp" in name for name in changed)
+    assert not any("visual" in name for name in changed)
 
 
 def test_a_held_out_listener_is_asked_about_the_same_games_and_changes_nothing(
