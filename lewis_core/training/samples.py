@@ -61,6 +61,17 @@ class Shown(NamedTuple):
     candidates: Sequence[Candidate]
 
 
+def sample_rows(logs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A step's completions, from what TRL has logged of it: one row each, with rewards, advantage and extra columns."""
+    columns = {
+        "completion": [messages[-1]["content"] for messages in logs["completion"]],
+        **{name: list(values) for name, values in logs["rewards"].items()},
+        **{name: list(values) for name, values in logs["extra"].items()},
+        "advantage": list(logs["advantages"]),
+    }
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=False)]
+
+
 def render_page(step: int, samples: Sequence[Mapping[str, Any]], load_photo: Load, load_candidate: Load) -> str:
     """Render a step's completions, evenly chosen from all of them.
 

@@ -30,6 +30,7 @@ from lewis_core.training.journal import Journal
 from lewis_core.training.meeting import Meeting, hold
 from lewis_core.training.order import EpochSampler
 from lewis_core.training.processes import shards_weights
+from lewis_core.training.samples import sample_rows
 
 if TYPE_CHECKING:
     GRPOTrainer: Any  # TRL's own annotations leave open what is always set once the trainer is built
@@ -233,14 +234,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def samples(self) -> list[Row]:
         """Completions of the last step with their rewards, advantages and what rewards logged beside them."""
-        logs = self._logs
-        columns = {
-            "completion": [messages[-1]["content"] for messages in logs["completion"]],
-            **{name: list(values) for name, values in logs["rewards"].items()},
-            **{name: list(values) for name, values in logs["extra"].items()},
-            "advantage": list(logs["advantages"]),
-        }
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=False)]
+        return sample_rows(self._logs)
 
     # Log-probabilities -----------------------------------------------------------------------------------------
 

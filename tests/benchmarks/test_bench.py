@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from infra.bench import distributed
 from infra.bench.__main__ import main
 from infra.bench.recorder import Recorder
 
@@ -114,3 +115,9 @@ def test_tokens_must_be_a_square(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["listener", "--visual-tokens", "5"])
     assert "must be squares, found [5]" in capsys.readouterr().err
+
+
+def test_parts_on_several_gpus_do_not_share_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        distributed.main(["zero3+kill"])
+    assert "there is no part zero3+kill" in capsys.readouterr().err
