@@ -4,12 +4,14 @@ The bytes of the result depend on the photos and settings only, not on the order
 workers or the process.
 """
 
+import contextlib
 import json
 import logging
 import time
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lewis_core.config.base import Runtime
@@ -22,6 +24,7 @@ from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import EXPECTED, Listing, Split, find_stamps, read_layout, read_tree
 from lewis_core.data.memory import FileMemory
 from lewis_core.data.overview import describe_catalog, draw_contact_sheet
+from lewis_core.data.readers import Readers
 from lewis_core.data.tree import Folder
 from lewis_core.data.vocabulary import category_word, word_in_name
 from lewis_core.errors import CatalogError
@@ -71,15 +74,20 @@ def build_catalog(
     """
     del fingerprint
     listed_ns, tree = time.time_ns(), read_tree(data_root)
-    listing = (
-        read_layout(tree, config.layout) if config.listing is None else _read_listing(tree, data_root, config.listing)
-    )
-    _check_listing(listing, data_root, config)
-    if cache_dir is None:
-        inspected = inspect_files(listing, data_root, config, runtime, reporter)
-    else:
-        with FileMemory(cache_dir, data_root, find_stamps(tree), listed_ns) as memory:
-            inspected = inspect_files(listing, data_root, config, runtime, reporter, memory)
+    stamps = find_stamps(tree)
+    with contextlib.ExitStack() as stack:
+        memory = None
+        if cache_dir is not None:
+            memory = stack.enter_context(FileMemory(cache_dir, data_root, stamps, listed_ns))
+        num_new = sum(memory is None or memory.recall(path) is None for path in stamps)
+        readers = stack.enter_context(Readers(num_new, runtime.num_workers))
+        listing = (
+            read_layout(tree, config.layout)
+            if config.listing is None
+            else _read_listing(tree, data_root, config.listing)
+        )
+        _check_listing(listing, data_root, config)
+        inspected = inspect_files(listing, data_root, config, readers, reporter, memory)
     logger.info("%d of %d files were opened, the others are known", inspected.num_read, len(listing.files))
     if config.shared_images == "set-aside":
         inspected = set_aside_shared(inspected)
@@ -87,11 +95,13 @@ def build_catalog(
     catalog = _assemble(inspected, listing, config)
     if not catalog.concepts:
         raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
-    places = find_places(catalog)
-    duplicates = {
-        "duplicates": find_duplicates(places),
-        "near_duplicates": find_near_duplicates(places, inspected.looks),
-    }
+    with ThreadPoolExecutor(1) as aside:  # photos are decoded while look-alikes are sought
+        sheet = aside.submit(draw_contact_sheet, catalog, data_root, runtime.num_workers)
+        places = find_places(catalog)
+        duplicates = {
+            "duplicates": find_duplicates(places),
+            "near_duplicates": find_near_duplicates(places, inspected.looks),
+        }
     set_aside = [*inspected.unusable, *inspected.others]
     questions = write_companions(data_root, output_dir, listing, catalog, set_aside, config)
     save_record(output_dir / "catalog.json", catalog)
@@ -101,7 +111,7 @@ def build_catalog(
     (output_dir / "statistics.json").write_text(
         json.dumps(describe_catalog(catalog), indent=1) + "\n", encoding="utf-8"
     )
-    draw_contact_sheet(catalog, data_root, runtime.num_workers).save(output_dir / "contact_sheet.jpg", quality=85)
+    sheet.result().save(output_dir / "contact_sheet.jpg", quality=85)
     return {
         "layout": listing.layout.name,
         "layout_evidence": list(listing.evidence),

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lewis_core.data.limits import MAX_IMAGE_PIXELS as MAX_PIXELS
-from lewis_core.data.looks import Look, look_at
+from lewis_core.data.looks import Look, read_looks, sample_cells
 from lewis_core.errors import ImageError
 from lewis_core.records import ImageRecord
 
@@ -56,8 +56,24 @@ class Examined(NamedTuple):
     look: Look
 
 
+class Sampled(NamedTuple):
+    """What is known of a file that is one whole image, before its look is read from the sample."""
+
+    sha256: str
+    width: int
+    height: int
+    cells: bytes
+    """See :func:`~lewis_core.data.looks.sample_cells`."""
+
+
 def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Examined:
-    """Check that a file is one whole image, and see what it looks like.
+    """Check that a file is one whole image, and see what it looks like; see :func:`sample_image`."""
+    sha256, width, height, cells = sample_image(root, relative, max_pixels)
+    return Examined(sha256, width, height, read_looks([cells])[0])
+
+
+def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sampled:
+    """Check that a file is one whole image, and sample what it looks like.
 
     All of the file is decoded; of JPEG files, all data are decoded but the pixels are made at a smaller size, which
     finds the same damage in less time.
@@ -73,12 +89,12 @@ def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Ex
     data = _read_regular(f"{root}/{relative}", relative, max_pixels, follow=False)
     if data is None:  # a link
         data = _read(root, relative, max_pixels)
-    (width, height), look = _decode(relative, data, max_pixels, _examine)
-    return Examined(hashlib.sha256(data).hexdigest(), width, height, look)
+    (width, height), cells = _decode(relative, data, max_pixels, _sample)
+    return Sampled(hashlib.sha256(data).hexdigest(), width, height, cells)
 
 
-def _examine(image: Image.Image) -> tuple[tuple[int, int], Look]:
-    """Decode an opened image as small as possible: its upright size, and its look."""
+def _sample(image: Image.Image) -> tuple[tuple[int, int], bytes]:
+    """Decode an opened image as small as possible: its upright size, and a sample of its colours."""
     size, orientation = image.size, 1
     if image.format != "JPEG" or "exif" in image.info or "xmp" in image.info:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -87,7 +103,7 @@ def _examine(image: Image.Image) -> tuple[tuple[int, int], Look]:
     if orientation in _TURNED:
         image = ImageOps.exif_transpose(image)
     plain = image.mode in {"RGB", "L"} and not image.has_transparency_data
-    return (size[::-1] if orientation in _SWAPPED else size), look_at(image if plain else to_rgb(image))
+    return (size[::-1] if orientation in _SWAPPED else size), sample_cells(image if plain else to_rgb(image))
 
 
 def inspect_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> ImageRecord:

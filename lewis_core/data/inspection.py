@@ -1,27 +1,21 @@
 """Open every file of a data root, in parallel: usable images, and what is set aside with the reason."""
 
-import multiprocessing
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, Examined
 from lewis_core.data.layout import FoundFile, Listing, SetAside
 from lewis_core.data.looks import Look
 from lewis_core.data.memory import FileMemory
-from lewis_core.data.workers import Outcome, examine_chunk, prepare_worker
+from lewis_core.data.readers import Readers
 from lewis_core.errors import QuarantineError
 from lewis_core.records import ImageRecord, save_jsonl
 from lewis_core.reporting import Reporter
 
-_CHUNK = 64
-_WORTH_PROCESSES = 2000
-"""Files from which on processes are started: two take about as long to start as 1500 small images to read."""
 _NAMED = 5
 """Files named in an error message."""
 
@@ -46,7 +40,7 @@ def inspect_files(
     listing: Listing,
     data_root: Path,
     config: CatalogConfig,
-    runtime: Runtime,
+    readers: Readers,
     reporter: Reporter,
     memory: FileMemory | None = None,
 ) -> Inspected:
@@ -56,7 +50,7 @@ def inspect_files(
         listing: The files.
         data_root: Folder of photos.
         config: Largest image.
-        runtime: Number of workers; the result does not depend on it.
+        readers: Open files; the result does not depend on how many they are.
         reporter: Receives progress.
         memory: What is known already; receives what is found.
 
@@ -75,7 +69,7 @@ def inspect_files(
     reporter.progress(done, len(listing.files), "images")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
-        for chunk in _examine_all(todo, data_root, config.max_image_pixels, runtime.num_workers):
+        for chunk in readers.examine(todo, data_root, config.max_image_pixels):
             outcomes.update(chunk)
             if memory is not None:
                 memory.remember(chunk)
@@ -102,24 +96,6 @@ def _sort_outcomes(listing: Listing, outcomes: Mapping[str, Examined | str], num
     return Inspected(
         tuple(images), tuple(sorted(unusable, key=_path)), tuple(sorted(others, key=_path)), looks, num_read
     )
-
-
-def _examine_all(paths: Sequence[str], root: Path, max_pixels: int, num_workers: int) -> Iterator[list[Outcome]]:
-    """Open files in chunks, in order.
-
-    Decoding leaves the interpreter, but opening a small image mostly runs in it: processes are twice as fast as threads
-    there, and not slower elsewhere. Few files are not worth starting processes for.
-    """
-    chunks = [(paths[start : start + _CHUNK], root, max_pixels) for start in range(0, len(paths), _CHUNK)]
-    if num_workers == 1:
-        yield from map(examine_chunk, chunks)
-    elif len(paths) < _WORTH_PROCESSES:
-        with ThreadPoolExecutor(num_workers) as pool:
-            yield from pool.map(examine_chunk, chunks)
-    else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, mp_context=context, initializer=prepare_worker) as processes:
-            yield from processes.map(examine_chunk, chunks)
 
 
 def _path(entry: SetAside) -> str:

@@ -7,7 +7,7 @@ colours by at most :data:`NEAR_COLOUR` of 255 on average: the limits within whic
 the size, stayed in 240 of 240 trials on rendered photos. Crops, mirrored and rotated copies are not found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,6 @@ GRID = (9, 8)
 """Width and height of the grid, in cells."""
 _LUMA = np.array([299, 587, 114])
 """Brightness of red, green and blue (ITU-R 601), in thousandths: whole numbers, the same on every machine."""
-_COLOUR_PLACES = [3 * (9 * row + column) for row in (0, 2, 4, 6) for column in (0, 3, 6)]
 
 
 class Look(NamedTuple):
@@ -39,11 +38,23 @@ class Look(NamedTuple):
 
 def look_at(image: Image.Image) -> Look:
     """Reduce an upright image (RGB or gray) to its look."""
+    return read_looks([sample_cells(image)])[0]
+
+
+def sample_cells(image: Image.Image) -> bytes:
+    """Reduce an upright image (RGB or gray) to the colours of :data:`GRID`, row by row: 216 bytes."""
     cells = image.resize(GRID, Image.Resampling.BILINEAR)
-    rgb = (cells if cells.mode == "RGB" else cells.convert("RGB")).tobytes()
-    gray = (np.frombuffer(rgb, np.uint8).reshape(72, 3) @ _LUMA).reshape(8, 9)
-    bits = int.from_bytes(np.packbits(gray[:, 1:] > gray[:, :-1] + 1000 * MARGIN).tobytes(), "big")
-    return Look(bits, b"".join(rgb[place : place + 3] for place in _COLOUR_PLACES))
+    return (cells if cells.mode == "RGB" else cells.convert("RGB")).tobytes()
+
+
+def read_looks(samples: Sequence[bytes]) -> list[Look]:
+    """Read looks from what :func:`sample_cells` returned, many at once."""
+    pixels = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), GRID[1], GRID[0], 3)
+    gray = pixels @ _LUMA
+    rises = gray[:, :, 1:] > gray[:, :, :-1] + 1000 * MARGIN
+    bits = np.packbits(rises.reshape(len(samples), 64), axis=1).view(">u8")[:, 0].tolist()
+    colours = pixels[:, ::2, ::3].reshape(len(samples), 36)  # every second row, every third column
+    return [Look(*look) for look in zip(bits, map(bytes, colours), strict=True)]
 
 
 def find_similar(looks: list[Look]) -> NDArray[np.int64]:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from lewis_core.data.images import Examined, examine_image
+from lewis_core.data.images import Examined, Sampled, sample_image
+from lewis_core.data.looks import read_looks
 from lewis_core.errors import ImageError
 
 Outcome = tuple[str, Examined | str]
@@ -18,12 +19,17 @@ Outcome = tuple[str, Examined | str]
 def examine_chunk(chunk: tuple[Sequence[str], Path, int]) -> list[Outcome]:
     """Open files: paths, data root, largest number of pixels."""
     paths, root, max_pixels = chunk
-    return [(path, _examine_one(path, root, max_pixels)) for path in paths]
+    sampled = [_sample_one(path, root, max_pixels) for path in paths]
+    looks = iter(read_looks([found.cells for found in sampled if not isinstance(found, str)]))
+    return [
+        (path, found if isinstance(found, str) else Examined(*found[:3], next(looks)))
+        for path, found in zip(paths, sampled, strict=True)
+    ]
 
 
-def _examine_one(path: str, root: Path, max_pixels: int) -> Examined | str:
+def _sample_one(path: str, root: Path, max_pixels: int) -> Sampled | str:
     try:
-        return examine_image(root, path, max_pixels)
+        return sample_image(root, path, max_pixels)
     except ImageError as error:
         return error.reason
 

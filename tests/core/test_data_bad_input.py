@@ -11,8 +11,10 @@ import pytest
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.catalog import build_catalog
+from lewis_core.data.inspection import inspect_files
 from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import SetAside, list_data_root
+from lewis_core.data.readers import Readers
 from lewis_core.errors import CatalogError, QuarantineError
 from lewis_core.records import JsonObject, VqaItem, load_jsonl
 from lewis_core.reporting import NullReporter
@@ -157,11 +159,10 @@ def test_the_whole_list_of_a_stopped_run_is_kept(root: Path, tmp_path: Path) -> 
 
 
 def test_a_file_that_vanishes_before_it_is_opened_is_set_aside(root: Path) -> None:
-    from lewis_core.data import inspection
-
     listed = list_data_root(root)
     (root / "train/bag/b00/0.jpg").unlink()
-    found = inspection.inspect_files(listed, root, CatalogConfig(), Runtime(), NullReporter())
+    with Readers(len(listed.files), num_workers=2) as readers:
+        found = inspect_files(listed, root, CatalogConfig(), readers, NullReporter())
     assert [(entry.path, entry.reason) for entry in found.unusable] == [
         ("train/bag/b00/0.jpg", "missing, or a link to nothing")
     ]

@@ -11,7 +11,7 @@ import pytest
 from lewis_core.artifacts import ArtifactStore
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data import images, inspection, memory, workers
+from lewis_core.data import images, memory, readers, workers
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.layout import scan_tree
 from lewis_core.errors import ImageError
@@ -38,13 +38,13 @@ def _every_file_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Paths of the files that are opened."""
     paths: list[str] = []
-    examine = images.examine_image
+    sample = images.sample_image
 
-    def note(root: Path, path: str, max_pixels: int) -> images.Examined:
+    def note(root: Path, path: str, max_pixels: int) -> images.Sampled:
         paths.append(path)
-        return examine(root, path, max_pixels)
+        return sample(root, path, max_pixels)
 
-    monkeypatch.setattr(workers, "examine_image", note)
+    monkeypatch.setattr(workers, "sample_image", note)
     return paths
 
 
@@ -151,7 +151,7 @@ from pathlib import Path
 from lewis_core.artifacts import ArtifactStore
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data import inspection, memory
+from lewis_core.data import memory, readers
 from lewis_core.pipeline import BUILD_CATALOG
 from lewis_core.data.layout import scan_tree
 from lewis_core.reporting import NullReporter
@@ -163,7 +163,7 @@ class Killer(NullReporter):
             os.kill(os.getpid(), signal.SIGKILL)
 
 memory.SETTLED_NS = -(10**18)
-inspection._CHUNK = 4
+readers._CHUNK = 4
 root, arguments = Path(sys.argv[1]), {"fingerprint": scan_tree(Path(sys.argv[1])), "config": CatalogConfig()}
 runtime = {"data_root": root, "runtime": Runtime(num_workers=2)}
 run_stage(BUILD_CATALOG, ArtifactStore(Path(sys.argv[2])), arguments, runtime, Killer())
@@ -187,8 +187,8 @@ def test_a_killed_run_goes_on_where_it_was_and_gives_the_same_bytes(
 
 
 def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "_WORTH_PROCESSES", 1)
-    monkeypatch.setattr(inspection, "_CHUNK", 3)
+    monkeypatch.setattr(readers, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(readers, "_CHUNK", 3)
     (root / "train/bag/b00/bad.jpg").write_bytes(b"")
     outputs = []
     for num_workers in (1, 2):
