@@ -19,9 +19,16 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from tasks.automations import ZOMBIES
 from tests.e2e.workplace import ROOT, SETTINGS, Workplace
 from tests.orchestration.live import Server, Worker, running_worker, wait_for
 
+ENSURE_ZOMBIES = """
+from flows.__main__ import FLOWS
+from tasks.automations import ensure_zombie_automation
+
+ensure_zombie_automation(list(FLOWS), within_s=60)
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("deployed")]
 SMOKE, TRIGGERED = "full-pipeline-pocket-smoke", "reevaluate-checkpoints-when-registered"
 
@@ -191,3 +198,42 @@ def test_a_schedule_fires(server: Server, worker: Worker, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stdout + done.stderr
     assert wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in server.runs("tick")), 120)
     server.cli("deployment", "delete", "tick/tick")
+
+
+@pytest.fixture
+def watched(server: Server) -> Iterator[None]:
+    """The automation that finds lost runs, with the shortest silence that heartbeats of 30 s allow."""
+    elsewhere(server, ENSURE_ZOMBIES)
+    yield
+    done = server.cli("automation", "delete", ZOMBIES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def published(workplace: Workplace) -> dict[Path, int]:
+    """When each finished artifact was written."""
+    return {path: path.stat().st_mtime_ns for path in workplace.folder.glob("store/*/*/manifest.json")}
+
+
+def test_a_lost_machine_s_run_is_found_and_the_next_goes_on(
+    server: Server, worker: Worker, workplace: Workplace, watched: None
+) -> None:
+    """Kill -9 of worker and run: no process is left, the run is marked, its slot is free, training goes on."""
+    known = set(workplace.folder.glob("store/work/train-*/checkpoints/*/complete"))
+    parameters = settings(workplace, seed=2, max_steps=20)
+    parameters["games"]["seed"] = 2
+    lost = server.start(SMOKE, parameters)
+    started = wait_for(lambda: set(workplace.folder.glob("store/work/train-*/checkpoints/*/complete")) - known)
+    assert started, server.logs(lost)
+    worker.kill()
+    assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
+    before = published(workplace)
+    worker.start()
+    assert server.wait_final(lost, timeout_s=300) == "CRASHED"
+    assert "no heartbeat for 60 s" in server.get(f"/flow_runs/{lost}")["state"]["message"]
+    again = server.start(SMOKE, parameters)
+    assert server.wait_final(again) == "COMPLETED", server.logs(again)
+    assert published(workplace).items() >= before.items(), "finished stages were computed again"
+    training = next(iter(started)).parents[2].name
+    log = (workplace.folder / f"logs/train-speaker-{training.rpartition('-')[2]}.log").read_text(encoding="utf-8")
+    assert "training goes on from checkpoint-" in log
+    assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
