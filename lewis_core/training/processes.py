@@ -60,10 +60,9 @@ def is_alone() -> bool:
 def end_process(status: int) -> NoReturn:
     """End this process, which has left its group and whose results are on the disk.
 
-    Threads of native libraries (Gloo, DeepSpeed, Arrow) abort about one process in a hundred while the interpreter and
-    their libraries are taken down ("terminate called without an active exception"), and the launcher would count a
-    finished training as failed. So nothing is taken down: what was written is flushed, and the process is gone. Nor are
-    requests waited for that nobody wants answered any more.
+    A thread of a native library aborts one process in some hundred while the interpreter is taken down ("terminate
+    called without an active exception"; seen with Gloo and with DeepSpeed), and the launcher would count a finished
+    training as failed. So nothing is taken down: what was written is flushed, and the process is gone.
     """
     logging.shutdown()
     sys.stdout.flush()
