@@ -73,22 +73,7 @@ def build_catalog(
         QuarantineError: If more images are unusable than the settings allow.
     """
     del fingerprint
-    listed_ns, tree = time.time_ns(), read_tree(data_root)
-    stamps = find_stamps(tree)
-    with contextlib.ExitStack() as stack:
-        memory = None
-        if cache_dir is not None:
-            memory = stack.enter_context(FileMemory(cache_dir, data_root, stamps, listed_ns))
-        num_new = sum(memory is None or memory.recall(path) is None for path in stamps)
-        readers = stack.enter_context(Readers(num_new, runtime.num_workers))
-        listing = (
-            read_layout(tree, config.layout)
-            if config.listing is None
-            else _read_listing(tree, data_root, config.listing)
-        )
-        _check_listing(listing, data_root, config)
-        inspected = inspect_files(listing, data_root, config, readers, reporter, memory)
-    logger.info("%d of %d files were opened, the others are known", inspected.num_read, len(listing.files))
+    listing, inspected = _inspect(config, data_root, runtime, reporter, cache_dir)
     if config.shared_images == "set-aside":
         inspected = set_aside_shared(inspected)
     check_quarantine(inspected, data_root, config, work_dir)
@@ -121,6 +106,33 @@ def build_catalog(
         **{key: count for name, found in duplicates.items() for key, count in _count_duplicates(name, found).items()},
         **questions,
     }
+
+
+def _inspect(
+    config: CatalogConfig, data_root: Path, runtime: Runtime, reporter: Reporter, cache_dir: Path | None
+) -> tuple[Listing, Inspected]:
+    """List the files and open those that are not remembered; what opens them starts while the listing is read.
+
+    Raises:
+        CatalogError: If no catalog can be made from the folder.
+    """
+    listed_ns, tree = time.time_ns(), read_tree(data_root)
+    stamps = find_stamps(tree)
+    with contextlib.ExitStack() as stack:
+        memory = None
+        if cache_dir is not None:
+            memory = stack.enter_context(FileMemory(cache_dir, data_root, stamps, listed_ns))
+        num_new = sum(memory is None or memory.recall(path) is None for path in stamps)
+        readers = stack.enter_context(Readers(num_new, runtime.num_workers))
+        listing = (
+            read_layout(tree, config.layout)
+            if config.listing is None
+            else _read_listing(tree, data_root, config.listing)
+        )
+        _check_listing(listing, data_root, config)
+        inspected = inspect_files(listing, data_root, config, readers, reporter, memory)
+    logger.info("%d of %d files were opened, the others are known", inspected.num_read, len(listing.files))
+    return listing, inspected
 
 
 def _read_listing(tree: Folder, data_root: Path, name: str) -> Listing:

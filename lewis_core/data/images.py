@@ -61,13 +61,18 @@ class Sampled(NamedTuple):
 
     sha256: str
     width: int
+    """Pixels, after EXIF orientation."""
     height: int
     cells: bytes
     """See :func:`~lewis_core.data.looks.sample_cells`."""
 
 
 def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Examined:
-    """Check that a file is one whole image, and see what it looks like; see :func:`sample_image`."""
+    """Check that a file is one whole image, and see what it looks like; see :func:`sample_image`.
+
+    Raises:
+        ImageError: If the file cannot be used; the reason is for people.
+    """
     sha256, width, height, cells = sample_image(root, relative, max_pixels)
     return Examined(sha256, width, height, read_looks([cells])[0])
 

@@ -48,7 +48,14 @@ def sample_cells(image: Image.Image) -> bytes:
 
 
 def read_looks(samples: Sequence[bytes]) -> list[Look]:
-    """Read looks from what :func:`sample_cells` returned, many at once."""
+    """Read looks from what :func:`sample_cells` returned, many at once.
+
+    Args:
+        samples: N samples of 216 bytes.
+
+    Returns:
+        N looks, in their order.
+    """
     pixels = np.frombuffer(b"".join(samples), np.uint8).reshape(len(samples), GRID[1], GRID[0], 3)
     gray = pixels @ _LUMA
     rises = gray[:, :, 1:] > gray[:, :, :-1] + 1000 * MARGIN

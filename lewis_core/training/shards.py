@@ -46,7 +46,11 @@ class Addition:
     scale: float
 
     def to(self, weight: Tensor) -> Tensor:
-        """The sum, in float32."""
+        """Add it to a weight, shape (out, in); the sum is float32.
+
+        Raises:
+            ModelError: If the shapes do not fit.
+        """
         if weight.shape != (self.b.shape[0], self.a.shape[1]):
             raise ModelError(
                 f"the adapter adds {self.b.shape[0]} x {self.a.shape[1]} numbers to a weight of {tuple(weight.shape)}"

@@ -202,9 +202,8 @@ class SharedPrefixTrainer(SpeakerTrainer):
         with self.accelerator.autocast():
             out = model(**packed.forward_arguments(plain), shift_labels=packed.labels, fused_lm_head=True)
         kept = packed.labels != IGNORE
-        entropy = (
-            torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
-        )  # a reference model tells none
+        # a reference model tells no entropy, and none is asked for
+        entropy = torch.zeros_like(out.log_probs) if out.entropy is None else out.entropy
         return out.log_probs[kept].float(), entropy[kept].float()
 
 
