@@ -171,6 +171,8 @@ def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: typ
     name = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(keys[-1], known_keys(location[:-1], kind), n=1)
+        if near == [keys[-1]]:
+            return f"{name} is a setting of another {keys[0]}.type than {location[1]!r}; set {keys[0]}.type as well"
         return f"unknown setting {name}" + (f"; did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else "")
     if problem["type"] == "missing":
         return f"setting {name} is missing"

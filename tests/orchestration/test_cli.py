@@ -51,6 +51,7 @@ def test_an_override_reaches_deep_and_keeps_its_neighbours() -> None:
         ("trainning.max_steps=3", "unknown setting trainning; did you mean training?"),
         ("training.model.pth=x", "unknown setting training.model.pth; did you mean training.model.path?"),
         ("source.world.sead=3", "unknown setting source.world.sead; did you mean source.world.seed?"),
+        ("source.root=x", "source.root is a setting of another source.type than 'pocket'; set source.type as well"),
         ("evaluation.vqa.shw=both", "unknown setting evaluation.vqa.shw; did you mean evaluation.vqa.show?"),
         ("qqq=3", "unknown setting qqq"),
         ("games.num_candidates=1", "games.num_candidates: Input should be greater than or equal to 2, found 1"),
