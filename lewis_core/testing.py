@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
+from lewis_core.data.images import sample_image
+from lewis_core.data.limits import MAX_IMAGE_PIXELS
 from lewis_core.errors import ImageError
 from lewis_core.evaluation.records import EvaluationResult, Prediction
 from lewis_core.listener.schemas import ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, Question, ScoreGame
@@ -41,6 +43,16 @@ def write_photo_tree(
                 for photo in range(photos):
                     seed += 1
                     write_image(root / split / category / f"{category[0]}{index:02d}" / f"{photo}.jpg", seed)
+
+
+def inspect_image(root: Path, relative: str, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageRecord:
+    """Make the record of an image below a data root.
+
+    Raises:
+        ImageError: If the file cannot be used; the reason is for people.
+    """
+    found = sample_image(root, relative, max_pixels)
+    return ImageRecord(path=relative, sha256=found.sha256, width=found.width, height=found.height)
 
 
 def make_catalog(num_concepts: dict[str, int], num_test: int = 2, name: str = "secret") -> Catalog:

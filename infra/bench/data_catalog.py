@@ -22,7 +22,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image
 
 CATEGORIES, PHOTOS = 20, 20
@@ -30,6 +29,8 @@ CATEGORIES, PHOTOS = 20, 20
 
 def write_photos(task: tuple[Path, int, int, int]) -> None:
     """Write one category: concepts of twenty photos, half for training."""
+    import numpy as np
+
     root, category, concepts, size = task
     rng = np.random.default_rng(category)
     for concept in range(concepts):

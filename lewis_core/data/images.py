@@ -15,15 +15,15 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lewis_core.data.limits import MAX_IMAGE_PIXELS as MAX_PIXELS
-from lewis_core.data.looks import Look, read_looks, sample_cells
 from lewis_core.errors import ImageError
-from lewis_core.records import ImageRecord
+
+if TYPE_CHECKING:  # worker processes import this module, and each would load pydantic
+    from lewis_core.records import ImageRecord
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 """Formats that are opened."""
@@ -42,39 +42,21 @@ _SMALLEST = (36, 32)
 """JPEG files are examined at no fewer pixels than this."""
 _TURNED, _SWAPPED = range(2, 9), range(5, 9)
 """EXIF orientations that turn or mirror an image; those that swap width and height."""
+GRID = (9, 8)
+"""Width and height of the grid to which pictures are reduced to see what they look like, in cells."""
 _open_lock = threading.Lock()
 T = TypeVar("T")
 
 
-class Examined(NamedTuple):
+class Sampled(NamedTuple):
     """What is known of a file that is one whole image."""
 
     sha256: str
     width: int
     """Pixels, after EXIF orientation."""
     height: int
-    look: Look
-
-
-class Sampled(NamedTuple):
-    """What is known of a file that is one whole image, before its look is read from the sample."""
-
-    sha256: str
-    width: int
-    """Pixels, after EXIF orientation."""
-    height: int
     cells: bytes
-    """See :func:`~lewis_core.data.looks.sample_cells`."""
-
-
-def examine_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Examined:
-    """Check that a file is one whole image, and see what it looks like; see :func:`sample_image`.
-
-    Raises:
-        ImageError: If the file cannot be used; the reason is for people.
-    """
-    sha256, width, height, cells = sample_image(root, relative, max_pixels)
-    return Examined(sha256, width, height, read_looks([cells])[0])
+    """What it looks like: see :func:`sample_cells`."""
 
 
 def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sampled:
@@ -111,25 +93,13 @@ def _sample(image: Image.Image) -> tuple[tuple[int, int], bytes]:
     return (size[::-1] if orientation in _SWAPPED else size), sample_cells(image if plain else to_rgb(image))
 
 
-def inspect_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> ImageRecord:
-    """Check that a file is one whole image, by decoding all of it.
-
-    Args:
-        root: Data root.
-        relative: Path below it, with forward slashes.
-        max_pixels: Larger images are refused before they are decoded.
-
-    Returns:
-        Path, digest of the bytes, and size in pixels after EXIF orientation.
-
-    Raises:
-        ImageError: If the file cannot be used; the reason is for people.
-    """
-    found = examine_image(root, relative, max_pixels)
-    return ImageRecord(path=relative, sha256=found.sha256, width=found.width, height=found.height)
+def sample_cells(image: Image.Image) -> bytes:
+    """Reduce an upright image (RGB or gray) to the colours of :data:`GRID`, row by row: 216 bytes."""
+    cells = image.resize(GRID, Image.Resampling.BILINEAR)
+    return (cells if cells.mode == "RGB" else cells.convert("RGB")).tobytes()
 
 
-def load_rgb(data_root: Path, image: ImageRecord | str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_rgb(data_root: Path, image: "ImageRecord | str", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Load an image as RGB pixels, turned upright by its EXIF orientation.
 
     Args:
@@ -167,7 +137,7 @@ def load_file(file: Path, shown: str, max_pixels: int = MAX_PIXELS, sha256: str 
     return _decode(shown, data, max_pixels, _upright_rgb)
 
 
-def load_thumbnail(data_root: Path, image: ImageRecord, size: int) -> Image.Image:
+def load_thumbnail(data_root: Path, image: "ImageRecord", size: int) -> Image.Image:
     """Load an image as RGB pixels, upright, at most ``size`` pixels wide and high.
 
     Raises:
@@ -188,7 +158,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return to_rgb(ImageOps.exif_transpose(image))
 
 
-def read_image_bytes(data_root: Path, image: ImageRecord) -> bytes:
+def read_image_bytes(data_root: Path, image: "ImageRecord") -> bytes:
     """Read the file that a record describes.
 
     Raises:
@@ -287,8 +257,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _FLOAT_MODES:
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):
-        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lewis_core.config.data import CatalogConfig
-from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES, Examined
+from lewis_core.data.images import NOT_AN_IMAGE, SUFFIXES
 from lewis_core.data.layout import FoundFile, Listing, SetAside
-from lewis_core.data.looks import Look
+from lewis_core.data.looks import Examined, Look
 from lewis_core.data.memory import FileMemory
 from lewis_core.data.readers import Readers
 from lewis_core.errors import QuarantineError

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+
+from lewis_core.data.images import GRID, Sampled
 
 NEAR_BITS = 7
 NEAR_COLOUR = 4.0
@@ -21,8 +22,6 @@ MARGIN = 2
 _MAX_PAIRS = 1 << 19
 """Pairs compared at a time, against memory."""
 _BYTE = np.uint64(0xFF)
-GRID = (9, 8)
-"""Width and height of the grid, in cells."""
 _LUMA = np.array([299, 587, 114])
 """Brightness of red, green and blue (ITU-R 601), in thousandths: whole numbers, the same on every machine."""
 
@@ -36,19 +35,24 @@ class Look(NamedTuple):
     """RGB of 4 × 3 cells, 36 bytes."""
 
 
-def look_at(image: Image.Image) -> Look:
-    """Reduce an upright image (RGB or gray) to its look."""
-    return read_looks([sample_cells(image)])[0]
+class Examined(NamedTuple):
+    """What is known of a file that is one whole image."""
+
+    sha256: str
+    width: int
+    """Pixels, after EXIF orientation."""
+    height: int
+    look: Look
 
 
-def sample_cells(image: Image.Image) -> bytes:
-    """Reduce an upright image (RGB or gray) to the colours of :data:`GRID`, row by row: 216 bytes."""
-    cells = image.resize(GRID, Image.Resampling.BILINEAR)
-    return (cells if cells.mode == "RGB" else cells.convert("RGB")).tobytes()
+def examine(samples: Sequence[Sampled]) -> list[Examined]:
+    """See what sampled images look like, many at once."""
+    looks = read_looks([sample.cells for sample in samples])
+    return [Examined(*sample[:3], look) for sample, look in zip(samples, looks, strict=True)]
 
 
 def read_looks(samples: Sequence[bytes]) -> list[Look]:
-    """Read looks from what :func:`sample_cells` returned, many at once.
+    """Read looks from what :func:`~lewis_core.data.images.sample_cells` returned, many at once.
 
     Args:
         samples: N samples of 216 bytes.

@@ -20,8 +20,7 @@ import PIL
 
 from lewis_core.artifacts import digest_file, digest_json
 from lewis_core.data import images, looks
-from lewis_core.data.images import Examined
-from lewis_core.data.looks import Look
+from lewis_core.data.looks import Examined, Look
 
 logger = logging.getLogger(__name__)
 SETTLED_NS = 2_000_000_000

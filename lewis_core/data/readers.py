@@ -6,8 +6,11 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from lewis_core.data.workers import Outcome, examine_chunk, prepare_worker
+from lewis_core.data.looks import Examined, examine
+from lewis_core.data.workers import prepare_worker, sample_chunk
 
+Outcome = tuple[str, Examined | str]
+"""Path of a file, and what is known of it or the reason why it cannot be used."""
 _CHUNK = 64
 _WORTH_PROCESSES = 2000
 """Files from which on processes are started: two take about as long to start as 1500 small images to read."""
@@ -30,7 +33,7 @@ class Readers:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=prepare_worker)
             for _ in range(num_workers):
-                self._pool.submit(examine_chunk, ([], Path(), 0))  # starts one
+                self._pool.submit(sample_chunk, ([], Path(), 0))  # starts one
         elif num_workers > 1:
             self._pool = ThreadPoolExecutor(num_workers)
 
@@ -46,7 +49,13 @@ class Readers:
             What is known of the files of a chunk, in order.
         """
         chunks = [(paths[start : start + _CHUNK], root, max_pixels) for start in range(0, len(paths), _CHUNK)]
-        yield from (map if self._pool is None else self._pool.map)(examine_chunk, chunks)
+        samples = (map if self._pool is None else self._pool.map)(sample_chunk, chunks)
+        for (chunk, _, _), found in zip(chunks, samples, strict=True):
+            looks = iter(examine([sample for sample in found if not isinstance(sample, str)]))
+            yield [
+                (path, sample if isinstance(sample, str) else next(looks))
+                for path, sample in zip(chunk, found, strict=True)
+            ]
 
     def __enter__(self) -> "Readers":
         return self

@@ -1,4 +1,7 @@
-"""What worker processes do to inspect files; a module of its own, so that they start fast."""
+"""What worker processes do to inspect files.
+
+A module of its own that imports Pillow only, neither numpy nor pydantic, so that they start fast.
+"""
 
 import multiprocessing
 import os
@@ -8,23 +11,18 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from lewis_core.data.images import Examined, Sampled, sample_image
-from lewis_core.data.looks import read_looks
+from lewis_core.data.images import Sampled, sample_image
 from lewis_core.errors import ImageError
 
-Outcome = tuple[str, Examined | str]
-"""Path of a file, and what is known of it or the reason why it cannot be used."""
 
+def sample_chunk(chunk: tuple[Sequence[str], Path, int]) -> list[Sampled | str]:
+    """Open files: paths, data root, largest number of pixels.
 
-def examine_chunk(chunk: tuple[Sequence[str], Path, int]) -> list[Outcome]:
-    """Open files: paths, data root, largest number of pixels."""
+    Returns:
+        What is known of each, or the reason why it cannot be used.
+    """
     paths, root, max_pixels = chunk
-    sampled = [_sample_one(path, root, max_pixels) for path in paths]
-    looks = iter(read_looks([found.cells for found in sampled if not isinstance(found, str)]))
-    return [
-        (path, found if isinstance(found, str) else Examined(*found[:3], next(looks)))
-        for path, found in zip(paths, sampled, strict=True)
-    ]
+    return [_sample_one(path, root, max_pixels) for path in paths]
 
 
 def _sample_one(path: str, root: Path, max_pixels: int) -> Sampled | str:

@@ -13,9 +13,9 @@ from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.duplicates import Duplicate, find_near_duplicates, find_places
-from lewis_core.data.images import examine_image
+from lewis_core.data.images import sample_cells, sample_image
 from lewis_core.data.layout import SetAside
-from lewis_core.data.looks import NEAR_BITS, NEAR_COLOUR, Look, find_similar, look_at
+from lewis_core.data.looks import NEAR_BITS, NEAR_COLOUR, Look, examine, find_similar, read_looks
 from lewis_core.errors import QuarantineError
 from lewis_core.records import Catalog, JsonObject, load_jsonl, load_record
 from lewis_core.reporting import NullReporter
@@ -93,6 +93,10 @@ def recode(image: Image.Image, **options: object) -> Image.Image:
     return Image.open(io.BytesIO(buffer.getvalue()))
 
 
+def look_at(image: Image.Image) -> Look:
+    return read_looks([sample_cells(image)])[0]
+
+
 def is_near(first: Image.Image, second: Image.Image) -> bool:
     return len(find_similar(sorted({look_at(first), look_at(second)}))) == 1 or look_at(first) == look_at(second)
 
@@ -118,7 +122,7 @@ def test_a_look_is_that_of_the_upright_image(tmp_path: Path) -> None:
     exif[0x0112] = 6
     image.save(tmp_path / "upright.jpg", quality=95)
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.jpg", quality=95, exif=exif)
-    upright, turned = (examine_image(tmp_path, name) for name in ("upright.jpg", "turned.jpg"))
+    upright, turned = examine([sample_image(tmp_path, name) for name in ("upright.jpg", "turned.jpg")])
     assert (turned.width, turned.height) == (upright.width, upright.height) == (320, 240)
     assert find_similar(sorted({upright.look, turned.look})).tolist() == [[0, 1]]
 
@@ -185,4 +189,4 @@ def test_a_cut_off_jpeg_is_found_although_it_is_decoded_small(tmp_path: Path, sh
     data = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(data[: int(share * len(data))])
     with pytest.raises(Exception, match="damaged or truncated"):
-        examine_image(tmp_path, "a.jpg")
+        sample_image(tmp_path, "a.jpg")

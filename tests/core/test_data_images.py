@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lewis_core.data.images import inspect_image, load_rgb, read_image_bytes, to_rgb
+from lewis_core.data.images import load_rgb, read_image_bytes, to_rgb
 from lewis_core.errors import ImageError
 from lewis_core.records import ImageRecord
-from lewis_core.testing import write_image
+from lewis_core.testing import inspect_image, write_image
 
 
 def solid(mode: str, color: object, size: tuple[int, int] = (3, 2)) -> Image.Image:

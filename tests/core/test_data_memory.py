@@ -203,4 +203,4 @@ def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_image_error_names_its_file(root: Path) -> None:
     with pytest.raises(ImageError, match=r"^train/none\.jpg: missing, or a link to nothing$"):
-        images.examine_image(root, "train/none.jpg")
+        images.sample_image(root, "train/none.jpg")

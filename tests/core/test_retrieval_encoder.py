@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig, EncoderConfig
-from lewis_core.data.images import inspect_image, load_rgb
+from lewis_core.data.images import load_rgb
 from lewis_core.errors import DataError, EvaluationError, ImageError, ModelError
 from lewis_core.models.files import encoder_folder
 from lewis_core.pipeline import BUILD_CATALOG, EMBED_IMAGES, INDEX_DATABASE
@@ -31,7 +31,7 @@ from lewis_core.retrieval.pixels import Geometry, fit, iter_pixels
 from lewis_core.retrieval.store import EmbeddingStore
 from lewis_core.retrieval.vectors import load_embeddings, load_text_index
 from lewis_core.stages import run_stage
-from lewis_core.testing import write_image, write_photo_tree
+from lewis_core.testing import inspect_image, write_image, write_photo_tree
 
 TINY = {
     "embed_dim": 8,
