@@ -69,8 +69,9 @@ def find_near_duplicates(places: Mapping[str, Sequence[Place]], looks: Mapping[s
     groups = [
         tuple(sorted(sha256 for index in group for sha256 in by_look[distinct[index]]))
         for group in _join(len(distinct), find_similar(distinct).tolist())
+        if len(group) > 1 or len(by_look[distinct[group[0]]]) > 1
     ]
-    return _judge(sorted(group for group in groups if len(group) > 1), places)
+    return _judge(sorted(groups), places)
 
 
 def find_places(catalog: Catalog) -> dict[str, list[Place]]:

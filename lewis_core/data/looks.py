@@ -105,8 +105,10 @@ def _compare(
     for start in range(0, len(bucket) - 1, step):
         block, rest = bucket[start : start + step], bucket[start:]
         near = np.bitwise_count(bits[block][:, None] ^ bits[rest][None, :]) <= NEAR_BITS
-        pairs = np.stack([side[index] for side, index in zip((block, rest), np.nonzero(near), strict=True)], axis=1)
-        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        rows, columns = np.divmod(np.flatnonzero(near), len(rest))
+        pairs = np.stack([block[rows], rest[columns]], axis=1)[rows < columns]
+        if len(pairs) == 0:
+            continue
         differ = bits[pairs[:, 0]] ^ bits[pairs[:, 1]]
         for earlier in range(byte):
             keep = (differ >> np.uint64(8 * earlier)) & _BYTE != 0
