@@ -25,6 +25,8 @@ from lewis_core.data.looks import Examined, Look
 logger = logging.getLogger(__name__)
 SETTLED_NS = 2_000_000_000
 """Files that changed later than this before they were listed are not remembered."""
+_PER_LINE = 1000
+"""Photos of a line, at most."""
 Stamp = tuple[int, int, int, int]
 
 
@@ -69,11 +71,13 @@ class FileMemory:
 
     def remember(self, outcomes: Iterable[tuple[str, Examined | str]]) -> None:
         """Keep what was found out about usable images, also for other runs."""
+        settled: dict[str, tuple[Stamp, Examined]] = {}
         for path, found in outcomes:
             stamp = self._stamps[path]
             if not isinstance(found, str) and stamp[2] < self._listed_ns - SETTLED_NS:
-                self._known[path] = (stamp, found)
-                self._file.write(_to_line(path, stamp, found))
+                settled[path] = (stamp, found)
+        self._known |= settled
+        self._file.write(_to_line(settled))
         self._file.flush()
 
     def keep_only(self, paths: Iterable[str]) -> None:
@@ -83,7 +87,8 @@ class FileMemory:
         whole = self._part.with_suffix(".tmp")
         with whole.open("w", encoding="utf-8") as file:
             file.write(json.dumps([self._reader]) + "\n")
-            file.writelines(_to_line(path, *self._known[path]) for path in paths if path in self._known)
+            known = [(path, self._known[path]) for path in paths if path in self._known]
+            file.writelines(_to_line(dict(known[at : at + _PER_LINE])) for at in range(0, len(known), _PER_LINE))
         whole.rename(self._part)
         for path in self._loaded:
             path.unlink(missing_ok=True)
@@ -95,18 +100,22 @@ class FileMemory:
                 if json.loads(next(file, "null")) != [self._reader]:
                     return
                 for line in file:
-                    name, stamp, sha256, width, height, bits, colours = json.loads(line)
-                    look = Look(int(bits, 16), bytes.fromhex(colours))
-                    self._known[name] = (tuple(stamp), Examined(sha256, width, height, look))
+                    for name, stamp, sha256, width, height, bits, colours in json.loads(line):
+                        look = Look(int(bits, 16), bytes.fromhex(colours))
+                        self._known[name] = (tuple(stamp), Examined(sha256, width, height, look))
         except FileNotFoundError:  # another run has just put it together with its own
             return
-        except ValueError:
+        except (ValueError, TypeError):
             logger.info("%s ends in the middle of a line; what is missing is read again", path.name)
 
 
-def _to_line(path: str, stamp: Stamp, result: Examined) -> str:
-    bits, colours = f"{result.look.bits:016x}", result.look.colours.hex()
-    return json.dumps([path, stamp, result.sha256, result.width, result.height, bits, colours]) + "\n"
+def _to_line(known: Mapping[str, tuple[Stamp, Examined]]) -> str:
+    """One line of a file of the memory: a list with an entry for each of many photos."""
+    entries = [
+        [path, stamp, sha256, width, height, f"{look.bits:016x}", look.colours.hex()]
+        for path, (stamp, (sha256, width, height, look)) in known.items()
+    ]
+    return json.dumps(entries) + "\n"
 
 
 def reader_digest() -> str:

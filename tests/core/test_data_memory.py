@@ -117,7 +117,10 @@ def test_a_smaller_limit_applies_to_remembered_images(root: Path, opened: list[s
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "version"])
-def test_a_damaged_memory_costs_time_only(root: Path, opened: list[str], damage: str) -> None:
+def test_a_damaged_memory_costs_time_only(
+    root: Path, opened: list[str], damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "_CHUNK", 1)  # a line for each
     first = build(root)
     [file] = (root.with_name("cache")).rglob("*.jsonl")
     lines = file.read_text().splitlines(keepends=True)
