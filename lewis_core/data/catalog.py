@@ -5,13 +5,13 @@ workers or the process.
 """
 
 import contextlib
+import gc
 import json
 import logging
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lewis_core.config.base import Runtime
@@ -35,8 +35,20 @@ from lewis_core.seeding import stable_rng
 logger = logging.getLogger(__name__)
 _NAMED = 5
 """Files named in an error message."""
+_COLLECTIONS, _FEW_COLLECTIONS = gc.get_threshold(), (1_000_000, 10, 10)
 
 
+@contextlib.contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Look for unused cycles of objects seldom: there are none among the many records of a catalog."""
+    gc.set_threshold(*_FEW_COLLECTIONS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*_COLLECTIONS)
+
+
+@_collecting_seldom()
 def build_catalog(
     fingerprint: str,
     output_dir: Path,
@@ -80,13 +92,11 @@ def build_catalog(
     catalog = _assemble(inspected, listing, config)
     if not catalog.concepts:
         raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
-    with ThreadPoolExecutor(1) as aside:  # photos are decoded while look-alikes are sought
-        sheet = aside.submit(draw_contact_sheet, catalog, data_root, runtime.num_workers)
-        places = find_places(catalog)
-        duplicates = {
-            "duplicates": find_duplicates(places),
-            "near_duplicates": find_near_duplicates(places, inspected.looks),
-        }
+    places = find_places(catalog)
+    duplicates = {
+        "duplicates": find_duplicates(places),
+        "near_duplicates": find_near_duplicates(places, inspected.looks),
+    }
     set_aside = [*inspected.unusable, *inspected.others]
     questions = write_companions(data_root, output_dir, listing, catalog, set_aside, config)
     save_record(output_dir / "catalog.json", catalog)
@@ -96,7 +106,8 @@ def build_catalog(
     (output_dir / "statistics.json").write_text(
         json.dumps(describe_catalog(catalog), indent=1) + "\n", encoding="utf-8"
     )
-    sheet.result().save(output_dir / "contact_sheet.jpg", quality=85)
+    sheet = draw_contact_sheet(catalog, data_root, runtime.num_workers)
+    sheet.save(output_dir / "contact_sheet.jpg", quality=85)
     return {
         "layout": listing.layout.name,
         "layout_evidence": list(listing.evidence),
