@@ -202,8 +202,10 @@ def _read_regular(path: str, relative: str, max_pixels: int, follow: bool = True
                 raise ImageError(relative, "empty file (0 bytes)")
             if status.st_size > (1 << 20) + _MAX_BYTES_PER_PIXEL * max_pixels:
                 raise ImageError(relative, f"{status.st_size} bytes are too many for an image of {max_pixels} pixels")
-            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
-                return file.read()
+            data = os.read(descriptor, status.st_size)
+            while len(data) < status.st_size and (more := os.read(descriptor, status.st_size - len(data))):
+                data += more
+            return data
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:

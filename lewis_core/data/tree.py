@@ -132,7 +132,7 @@ def _read_folder(real_root: Path, place: Path, path: str) -> Folder:
     unnamed: list[SetAside] = []
     for entry in entries:
         below = f"{path}/{entry.name}" if path else entry.name
-        if below != _printable(below) or "\\" in entry.name:
+        if entry.name != _printable(entry.name) or "\\" in entry.name:
             unnamed.append(SetAside(path=_printable(below), reason=BAD_NAME))
         elif entry.is_dir(follow_symlinks=False):
             folders.append(_read_folder(real_root, Path(entry.path), below))
@@ -174,4 +174,4 @@ def _explain_link(real_root: Path, path: Path) -> str | None:
 
 
 def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode("utf-8")
