@@ -77,10 +77,10 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
 
         built: dict[str, object] = build_pocket(load_pocket_settings(settings, overrides))
         return built
-    from flows.settings import load_processing_settings, load_settings
+    from flows.settings import load_data_settings, load_processing_settings, load_settings
 
-    load = load_processing_settings if name == "process-descriptions" else load_settings
-    config: RunSettings = load(settings, overrides)
+    own = {"process-descriptions": load_processing_settings, "prepare-data": load_data_settings}
+    config: RunSettings = own.get(name, load_settings)(settings, overrides)
     from tasks.prefect_server import ensure_prefect_server, prefect_server_needed
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")

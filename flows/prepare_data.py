@@ -3,14 +3,14 @@
 from prefect import flow
 
 from flows import steps
-from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.config.pipeline import PrepareDataConfig
 from lewis_core.records import JsonObject
 from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
 @flow(name="prepare-data", **HOOKS)
-def prepare_data(config: PipelineConfig) -> JsonObject:
+def prepare_data(config: PrepareDataConfig) -> JsonObject:
     """Turn photos into a catalog, a split of its concepts, CLIP embeddings, games and the training data set."""
     with pipeline_run(config, "prepare-data") as run:
         photos = steps.read_photos(run)

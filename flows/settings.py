@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
-from lewis_core.config.pipeline import PipelineConfig, ProcessDescriptionsConfig, RunSettings
+from lewis_core.config.pipeline import PipelineConfig, PrepareDataConfig, ProcessDescriptionsConfig, RunSettings
 from lewis_core.errors import ConfigError, ModelError
 from lewis_core.models.files import adapter_folder, encoder_folder, resolve_model_path
 from tasks.models import HUB_ID, is_address
@@ -32,6 +32,13 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
         ConfigError: If the file, the photos or a model is missing, a key is unknown or a value impossible.
     """
     config = validate(read_values(path, overrides))
+    check_folders(config)
+    return config
+
+
+def load_data_settings(path: Path, overrides: Sequence[str] = ()) -> PrepareDataConfig:
+    """Read a settings file of the flow ``prepare-data``; see :func:`load_settings`."""
+    config = validate_as(PrepareDataConfig, read_values(path, overrides))
     check_folders(config)
     return config
 
@@ -69,7 +76,7 @@ def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def check_folders(config: PipelineConfig) -> None:
+def check_folders(config: PrepareDataConfig) -> None:
     """Check, before anything runs, that the photos and the models on this machine are there.
 
     Raises:

@@ -6,6 +6,7 @@ Steps are plain functions and not subflows, so that the UI shows one graph with 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prefect.futures import PrefectFuture, wait
 
@@ -15,6 +16,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
 from lewis_core.config.evaluation import SpeakerRef, VqaConfig
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.config.pipeline import PrepareDataConfig
 from lewis_core.data.layout import scan_tree
 from lewis_core.errors import CatalogError, ConfigError
 from lewis_core.evaluation.vqa import QUESTIONS, usable_items
@@ -26,6 +28,8 @@ from tasks.run import PipelineRun
 logger = logging.getLogger(__name__)
 BASE, TRAINED = "base", "trained"
 LISTENER, INDEPENDENT = "listener", "independent"
+DataT = TypeVar("DataT", bound=PrepareDataConfig)
+"""Settings of a flow that reads photos."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Evaluated:
     results: tuple[ArtifactRef, ...]
 
 
-def locate_photos(run: PipelineRun) -> str:
+def locate_photos(run: PipelineRun[DataT]) -> str:
     """Find the photos, or render them; returns the fingerprint of their folder.
 
     Raises:
@@ -61,7 +65,7 @@ def locate_photos(run: PipelineRun) -> str:
     return photos.digest
 
 
-def read_photos(run: PipelineRun) -> Photos:
+def read_photos(run: PipelineRun[DataT]) -> Photos:
     """Photos → catalog, split of its concepts, CLIP embeddings."""
     config = run.config
     catalog = run.stage(pipeline.BUILD_CATALOG, fingerprint=locate_photos(run), config=config.catalog)
@@ -75,19 +79,20 @@ def read_photos(run: PipelineRun) -> Photos:
     return Photos(catalog, splits, embeddings)
 
 
-def build_training_data(run: PipelineRun, photos: Photos) -> ArtifactRef:
+def build_training_data(run: PipelineRun[DataT], photos: Photos) -> ArtifactRef:
     """Look-alikes of every training category → games → the data set that the speaker trains on."""
-    prompts = run.config.training.model.prompts
+    training = run.config.training
+    prompts = training.model.prompts if training else ModelRef.model_fields["prompts"].default
     games = training_games(run, photos)
     return run.stage(pipeline.BUILD_DATASET, games=games, prompts=prompts, config=run.config.dataset)
 
 
-def training_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+def training_games(run: PipelineRun[DataT], photos: Photos) -> ArtifactRef:
     """Games on the concepts that are trained on: mined, or those of another experiment."""
     return build_games(run, photos) if run.config.games.retrieval_list is None else import_games(run, photos)
 
 
-def build_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+def build_games(run: PipelineRun[DataT], photos: Photos) -> ArtifactRef:
     """Look-alikes of every training category → games."""
     config = run.config
     candidates = run.map(
@@ -102,7 +107,7 @@ def build_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
     return run.stage(pipeline.BUILD_GAMES, candidates=candidates, config=config.games)
 
 
-def import_games(run: PipelineRun, photos: Photos) -> ArtifactRef:
+def import_games(run: PipelineRun[DataT], photos: Photos) -> ArtifactRef:
     """Games of another experiment, from a file in the photos' folder.
 
     Raises:

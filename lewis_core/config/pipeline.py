@@ -137,8 +137,8 @@ class ProcessDescriptionsConfig(RunSettings):
     """The file, and what is done with it."""
 
 
-class PipelineConfig(RunSettings):
-    """Everything about a run, from photos to report."""
+class PrepareDataConfig(RunSettings):
+    """Everything about a run from photos to the data set; what other flows need may be there, so that they share it."""
 
     source: SourceConfig
     """The photos."""
@@ -154,15 +154,15 @@ class PipelineConfig(RunSettings):
     """Games."""
     dataset: DatasetConfig = DatasetConfig()
     """Training rows."""
-    training: TrainSpeakerConfig
-    """GRPO."""
+    training: TrainSpeakerConfig | None = None
+    """GRPO; the data set has the prompts of its model, without one those for instruction-tuned models."""
     listener_training: TrainListenerConfig | None = None
     """GRPO of the listener; needed by the flows ``train-listener`` and ``iterate``."""
     iterate: IterateConfig = IterateConfig()
     """Rounds of speaker and listener."""
     describe: DescribeConfig = DescribeConfig()
     """Descriptions of held-out concepts."""
-    evaluation: EvaluationConfig
+    evaluation: EvaluationConfig | None = None
     """The evaluations."""
     analyses: AnalysesConfig = AnalysesConfig()
     """What the flow ``analyse`` does beyond the evaluations."""
@@ -170,3 +170,12 @@ class PipelineConfig(RunSettings):
     """The HTML report."""
     reevaluation: ReevaluationConfig = ReevaluationConfig()
     """What the flow ``reevaluate-checkpoints`` looks for."""
+
+
+class PipelineConfig(PrepareDataConfig):
+    """Everything about a run, from photos to report."""
+
+    training: TrainSpeakerConfig
+    """GRPO."""
+    evaluation: EvaluationConfig
+    """The evaluations."""

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from flows.__main__ import EXIT_SETTINGS, main
-from flows.settings import load_settings
+from flows.settings import load_data_settings, load_settings
 from lewis_core.errors import ConfigError, OrchestrationError
 from tasks.prefect_server import prefect_server_needed
 from tasks.services import free_port
@@ -67,6 +67,15 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_text('[source]\ntype = "pocket"\n')
     with pytest.raises(ConfigError, match="setting training is missing; setting evaluation is missing"):
         load_settings(tmp_path / "x.toml")
+
+
+def test_data_are_prepared_without_settings_of_training_or_evaluation(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text(f'[source]\ntype = "folder"\nroot = "{tmp_path}"\n')
+    config = load_data_settings(tmp_path / "x.toml")
+    assert (config.training, config.evaluation) == (None, None)
+    assert load_data_settings(POCKET).model_dump() == load_settings(POCKET).model_dump(), "one file serves all flows"
+    with pytest.raises(ConfigError, match=r"setting training\.model is missing"):
+        load_data_settings(tmp_path / "x.toml", ["training.max_steps=3"])
 
 
 @pytest.mark.parametrize(
