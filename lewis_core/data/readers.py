@@ -3,17 +3,20 @@
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import TracebackType
 
+from lewis_core.data.images import Sampled
 from lewis_core.data.looks import Examined, examine
 from lewis_core.data.workers import prepare_worker, sample_chunk
+from lewis_core.errors import DataError
 
 Outcome = tuple[str, Examined | str]
 """Path of a file, and what is known of it or the reason why it cannot be used."""
 _CHUNK = 64
 _WORTH_PROCESSES = 2000
-"""Files from which on processes are started: two take about as long to start as 1500 small images to read."""
+"""Files from which on processes are started: with so many small images, two have made up for their start."""
 
 
 class Readers:
@@ -47,15 +50,20 @@ class Readers:
 
         Yields:
             What is known of the files of a chunk, in order.
+
+        Raises:
+            DataError: If a process was killed.
         """
         chunks = [(paths[start : start + _CHUNK], root, max_pixels) for start in range(0, len(paths), _CHUNK)]
-        samples = (map if self._pool is None else self._pool.map)(sample_chunk, chunks)
-        for (chunk, _, _), found in zip(chunks, samples, strict=True):
-            looks = iter(examine([sample for sample in found if not isinstance(sample, str)]))
-            yield [
-                (path, sample if isinstance(sample, str) else next(looks))
-                for path, sample in zip(chunk, found, strict=True)
-            ]
+        try:
+            samples = (map if self._pool is None else self._pool.map)(sample_chunk, chunks)
+            for (chunk, _, _), found in zip(chunks, samples, strict=True):
+                yield _see(chunk, found)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a process that opens photos was killed, perhaps for want of memory; what was read is remembered. Start "
+                "again, with fewer processes (run.runtime.num_workers) or smaller photos (catalog.max_image_pixels)"
+            ) from error
 
     def __enter__(self) -> "Readers":
         return self
@@ -66,3 +74,9 @@ class Readers:
         """End the threads or processes; what has not begun is not done any more."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _see(paths: Sequence[str], found: Sequence[Sampled | str]) -> list[Outcome]:
+    """See what the usable ones of some files look like."""
+    looks = iter(examine([sample for sample in found if not isinstance(sample, str)]))
+    return [(path, sample if isinstance(sample, str) else next(looks)) for path, sample in zip(paths, found, strict=True)]

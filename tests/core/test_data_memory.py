@@ -1,5 +1,6 @@
 """A second catalog of the same folder opens new and changed files only, and is right whatever happened to them."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from lewis_core.config.data import CatalogConfig
 from lewis_core.data import images, memory, readers, workers
 from lewis_core.data.catalog import build_catalog
 from lewis_core.data.layout import scan_tree
-from lewis_core.errors import ImageError
+from lewis_core.errors import DataError, ImageError
 from lewis_core.pipeline import BUILD_CATALOG
 from lewis_core.records import Catalog, load_record
 from lewis_core.reporting import NullReporter
@@ -202,6 +203,15 @@ def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPa
         outputs.append({path.name: path.read_bytes() for path in output.iterdir()})
     assert outputs[0] == outputs[1]
     assert len(load_record(root.with_name("workers2") / "catalog.json", Catalog).concepts) == 4
+
+
+def test_a_killed_process_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_WORTH_PROCESSES", 1)
+    with readers.Readers(num_files=1, num_workers=2) as opened:
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(DataError, match=r"was killed, perhaps for want of memory; .*run\.runtime\.num_workers"):
+            list(opened.examine(["train/bag/b00/0.jpg"] * 1000, root, 10_000))
 
 
 def test_an_image_error_names_its_file(root: Path) -> None:
