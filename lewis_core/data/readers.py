@@ -61,7 +61,7 @@ class Readers:
                 yield _see(chunk, found)
         except BrokenProcessPool as error:
             raise DataError(
-                "a process that opens photos was killed, perhaps for want of memory; what was read is remembered. Start "
+                "a process that opens photos was killed, perhaps for want of memory; what was read is remembered. Try "
                 "again, with fewer processes (run.runtime.num_workers) or smaller photos (catalog.max_image_pixels)"
             ) from error
 
@@ -78,5 +78,6 @@ class Readers:
 
 def _see(paths: Sequence[str], found: Sequence[Sampled | str]) -> list[Outcome]:
     """See what the usable ones of some files look like."""
-    looks = iter(examine([sample for sample in found if not isinstance(sample, str)]))
-    return [(path, sample if isinstance(sample, str) else next(looks)) for path, sample in zip(paths, found, strict=True)]
+    seen = iter(examine([sample for sample in found if not isinstance(sample, str)]))
+    outcomes = (sample if isinstance(sample, str) else next(seen) for sample in found)
+    return list(zip(paths, outcomes, strict=True))
