@@ -1,6 +1,7 @@
 """Fakes that ship: used by tests, and useful to anybody who builds on this package."""
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def inspect_image(root: Path, relative: str, max_pixels: int = MAX_IMAGE_PIXELS)
     Raises:
         ImageError: If the file cannot be used; the reason is for people.
     """
-    found = sample_image(root, relative, max_pixels)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        found = sample_image(root, relative, max_pixels)
     return ImageRecord(path=relative, sha256=found.sha256, width=found.width, height=found.height)
 
 

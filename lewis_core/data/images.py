@@ -63,7 +63,8 @@ def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sam
     """Check that a file is one whole image, and sample what it looks like.
 
     All of the file is decoded; of JPEG files, all data are decoded but the pixels are made at a smaller size, which
-    finds the same damage in less time.
+    finds the same damage in less time. Pillow's warnings are left to the caller: to silence them for each of many files
+    costs more than to read small ones.
 
     Args:
         root: Data root.
@@ -76,7 +77,7 @@ def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sam
     data = _read_regular(f"{root}/{relative}", relative, max_pixels, follow=False)
     if data is None:  # a link
         data = _read(root, relative, max_pixels)
-    (width, height), cells = _decode(relative, data, max_pixels, _sample)
+    (width, height), cells = _decode(relative, data, max_pixels, _sample, silence=False)
     return Sampled(hashlib.sha256(data).hexdigest(), width, height, cells)
 
 
@@ -216,10 +217,10 @@ def _read_regular(path: str, relative: str, max_pixels: int, follow: bool = True
         raise ImageError(relative, f"cannot be read: {error.strerror or error}") from error
 
 
-def _decode(relative: str, data: bytes, max_pixels: int, finish: Callable[[Image.Image], T]) -> T:
+def _decode(relative: str, data: bytes, max_pixels: int, finish: Callable[[Image.Image], T], silence: bool = True) -> T:
     """Open bytes, check the header, and let ``finish`` decode them completely."""
     try:
-        with _open(data) as image:
+        with _open(data, silence) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(relative, f"{image.width} × {image.height} pixels, more than {max_pixels} allowed")
             if max(image.size) > MAX_ASPECT * min(image.size):
@@ -243,11 +244,13 @@ def _decode(relative: str, data: bytes, max_pixels: int, finish: Callable[[Image
         raise ImageError(relative, f"damaged or truncated: {error or type(error).__name__}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, silence: bool) -> Image.Image:
     """Read the header only. Pillow's warnings about size and metadata are superseded by our own checks."""
+    if not silence:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
     with _open_lock, warnings.catch_warnings():  # the filters are global to the process
         warnings.simplefilter("ignore")
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return _open(data, silence=False)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
