@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from infra.bench import trainers, world
+from infra.bench.recorder import summarise_kernels
 from infra.bench.training import _parse
 from lewis_core.config.base import Runtime
 from lewis_core.config.training import TrainSpeakerConfig
@@ -29,6 +30,9 @@ from lewis_core.training import session
 from lewis_core.training.assemble import PLAN
 from lewis_core.training.processes import end_process, leave_process_group, uses_deepspeed
 from lewis_core.training.speaker import train_on_rows
+
+PROFILED = 4
+"""Step that is profiled, counted from 1: CUDA graphs are captured by then."""
 
 
 class Spec(Record):
@@ -45,6 +49,8 @@ class Spec(Record):
     """Of the listener's service."""
     size: str | None = None
     """Make a random model of this size instead of loading the settings' one."""
+    profile: bool = False
+    """Write down in which kernels a GPU spent one step."""
 
 
 class Steps(NullReporter):
@@ -52,9 +58,12 @@ class Steps(NullReporter):
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self.peak_gib = 0.0
+        """Of memory over all steps; the trainer counts anew after each of them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a line."""
+        self.peak_gib = max(self.peak_gib, metrics.get("gpu/peak_memory_gib", 0.0))
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "time": time.time(), **metrics}) + "\n")
 
@@ -73,14 +82,38 @@ class Parts(TrainerCallback):
                 file.write(json.dumps({"step": state.global_step, **row}) + "\n")
 
 
-def endless(make: Any, parts: Path, made: list[Any]) -> Any:
-    """Wrap the function that makes trainers: completions get their full length, and each process tells its times."""
+class Kernels(TrainerCallback):
+    """Writes which kernels a GPU spent one step in, and how long it was busy."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._profiler: Any = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin, at the step to look at."""
+        if state.global_step == PROFILED - 1:
+            self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+            self._profiler.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write what was seen."""
+        if self._profiler is None:
+            return
+        torch.cuda.synchronize()
+        self._profiler.__exit__(None, None, None)
+        self._file.write_text(json.dumps(summarise_kernels(self._profiler), indent=1), encoding="utf-8")
+        self._profiler = None
+
+
+def endless(make: Any, watchers: Sequence[TrainerCallback], made: list[Any]) -> Any:
+    """Wrap the function that makes trainers: completions get their full length, and watchers see each step."""
 
     def assemble(*arguments: Any, **named: Any) -> Any:
         trainer = make(*arguments, **named)
         made.append(trainer)
         trainers.never_ends(trainer)
-        trainer.add_callback(Parts(parts))
+        for watcher in watchers:
+            trainer.add_callback(watcher)
         return trainer
 
     return assemble
@@ -131,7 +164,10 @@ def main(path: Path) -> int:
     config = TrainSpeakerConfig.model_validate(spec.config)
     rewards.parse_or_none = _parse
     made: list[Any] = []
-    session.assemble_trainer = endless(session.assemble_trainer, spec.out / f"parts-{rank}.jsonl", made)
+    watchers: list[TrainerCallback] = [Parts(spec.out / f"parts-{rank}.jsonl")]
+    if spec.profile and torch.cuda.is_available():
+        watchers.append(Kernels(spec.out / f"kernels-{rank}.json"))
+    session.assemble_trainer = endless(session.assemble_trainer, watchers, made)
     if spec.size:
         tokens = config.model.max_pixels // world.PIXELS_PER_TOKEN**2
         loading.load_model = random_model(spec.size, tokens, spec.device)
@@ -140,14 +176,15 @@ def main(path: Path) -> int:
     runtime = Runtime.model_validate({"device": spec.device, "num_workers": 4})
     listener = HttpModel(spec.url) if spec.url else None
     started = time.time()
-    reporter = Steps(spec.out / "steps.jsonl") if rank == 0 else NullReporter()
+    steps = Steps(spec.out / "steps.jsonl")
+    reporter = steps if rank == 0 else NullReporter()
     rows = Dataset.from_list(spec.rows)
     with trainers.quiet():
         summary = train_on_rows(rows, listener, output, spec.work, config, spec.photos, runtime, reporter)
     facts: dict[str, Any] = {"rank": rank, "started": started, "ended": time.time(), "steps": summary["steps"]}
     facts["plan"] = json.loads((spec.work / PLAN).read_text(encoding="utf-8"))
     if torch.cuda.is_available():
-        facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        facts["peak_gib"] = round(max(steps.peak_gib, torch.cuda.max_memory_allocated() / 2**30), 2)
         facts["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         facts["gpu"] = torch.cuda.get_device_name()
     if not uses_deepspeed():

@@ -131,11 +131,9 @@ class Recorder:
             call()
             self.synchronize()
             seconds = time.perf_counter() - started
-        rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
-        busy = sum(row.self_device_time_total for row in rows) / 1e6
-        kernels = [[row.key[:90], row.count, round(row.self_device_time_total / 1e3, 2)] for row in rows[:25]]
-        launches = sum(row.count for row in rows if row.self_device_time_total)
-        self.note(f"profile: {name}", seconds=seconds, busy_s=busy, launches=launches, **facts)
+        found = summarise_kernels(profiler)
+        kernels = found.pop("kernels")
+        self.note(f"profile: {name}", seconds=seconds, **found, **facts)
         for key, count, milliseconds in kernels:
             print(f"    {milliseconds:9.2f} ms {count:6d} x {key}", flush=True)
         self.notes[-1]["kernels"] = kernels
@@ -234,3 +232,17 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{slowest[key] / seconds:8.1f} x {''.join(rates)}"
         )
     return "\n".join(lines)
+
+
+def summarise_kernels(profiler: Any, most: int = 25) -> dict[str, Any]:
+    """What a finished ``torch.profiler.profile`` saw of a GPU: seconds it was busy, launches, its longest kernels.
+
+    Returns:
+        ``busy_s``, ``launches``, and ``kernels``: name, launches and milliseconds of each.
+    """
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+    return {
+        "busy_s": sum(row.self_device_time_total for row in rows) / 1e6,
+        "launches": sum(row.count for row in rows if row.self_device_time_total),
+        "kernels": [[row.key[:90], row.count, round(row.self_device_time_total / 1e3, 2)] for row in rows[:most]],
+    }
