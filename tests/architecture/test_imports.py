@@ -96,6 +96,12 @@ for name in {LIGHT!r}:
     assert result.returncode == 0, result.stderr
 
 
+def test_processes_that_open_photos_start_fast() -> None:
+    code = "import lewis_core.data.workers, sys; sys.exit(', '.join({'numpy', 'pydantic'} & set(sys.modules)) or None)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"each process loads {result.stderr}"
+
+
 def test_the_guard_needs_the_standard_library_only() -> None:
     assert imported_packages(ROOT / "tasks/guard.py") <= set(sys.stdlib_module_names)
 
