@@ -66,7 +66,7 @@ def assemble_trainer(
     """
     from lewis_core.models.features import backbone
     from lewis_core.training.processes import is_alone
-    from lewis_core.training.sharding import whole_vision_tower
+    from lewis_core.training.sharding import share_precision, whole_vision_tower
     from lewis_core.training.shared_prefix import SharedPrefixTrainer
     from lewis_core.training.trainer import SpeakerTrainer
 
@@ -90,6 +90,8 @@ def assemble_trainer(
     else:
         encode = _image_encoder(whole_vision_tower(model), processor, photos, runtime)
         trainer = SharedPrefixTrainer(encode=encode, own_rollouts=writes_itself(config), **arguments)
+    if shards_weights():
+        share_precision(trainer.model)
     if trainer.accelerator.ddp_handler is not None:  # gradients are not copied to be exchanged
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
     return trainer

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 
 from lewis_core.errors import StoppedError, TrainingError
 from lewis_core.rewards.trl import OUTAGES
+from lewis_core.training.processes import shared_store
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -40,7 +41,7 @@ class StopFlag:
 
     def is_set(self) -> bool:
         """Whether any process was asked, as far as this one knows now; the others learn that this one was."""
-        store = _store()
+        store = shared_store()
         if store is not None and self._asked and not self._told:
             store.set(_KEY, b"1")
             self._told = True
@@ -159,12 +160,3 @@ def _settle(done: "Future[Result]", work: Callable[[], Result]) -> None:
         done.set_result(work())
     except BaseException as error:  # noqa: BLE001 - raised where it is waited for
         done.set_exception(error)
-
-
-def _store() -> Any:
-    """What the processes share, if there are several."""
-    from torch import distributed
-
-    if not distributed.is_available() or not distributed.is_initialized():
-        return None
-    return distributed.distributed_c10d._get_default_store()

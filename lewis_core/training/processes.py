@@ -11,12 +11,13 @@ from lewis_core.config.base import Runtime
 logger = logging.getLogger(__name__)
 
 
-def join_process_group(runtime: Runtime, timeout_s: int) -> Any:
+def join_process_group(runtime: Runtime, timeout_s: int, dtype: str) -> Any:
     """Meet the other processes, and take this one's GPU; call it before anything is loaded.
 
     Args:
         runtime: Which device training runs on.
         timeout_s: Longest wait for the others.
+        dtype: Precision of the weights as the settings name it.
 
     Returns:
         What has to be kept for as long as a model is loaded: under ZeRO-3 its weights are spread while they are read.
@@ -32,9 +33,21 @@ def join_process_group(runtime: Runtime, timeout_s: int) -> Any:
         return None
     from accelerate.utils import DeepSpeedPlugin
 
-    plugin = DeepSpeedPlugin()
+    plugin: Any = DeepSpeedPlugin()
+    settle_precision(plugin.deepspeed_config, is_half=not is_cpu and dtype != "float32")
     plugin.set_deepspeed_weakref()
     return plugin
+
+
+def settle_precision(settings: dict[str, Any], *, is_half: bool) -> None:
+    """Say in DeepSpeed's settings whether weights are bfloat16, where they leave it open.
+
+    The trainer would settle it, but after the model is loaded, and ZeRO-3 spreads the weights while they are read: in
+    float32 then, twice as large, and every activation with them.
+    """
+    precision = settings.setdefault("bf16", {})
+    if precision.get("enabled", "auto") == "auto":
+        precision["enabled"] = is_half
 
 
 def uses_deepspeed() -> bool:
@@ -55,6 +68,15 @@ def shards_weights() -> bool:
 def is_alone() -> bool:
     """Whether this is the only process of the training."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def shared_store() -> Any:
+    """What the processes share (a key-value store of ``torch.distributed``); ``None``: there is no other process."""
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return distributed.distributed_c10d._get_default_store()
 
 
 def end_process(status: int) -> NoReturn:

@@ -74,11 +74,12 @@ def run_training(
     """
     from lewis_core.training.callbacks import StopOnSignal, observe
     from lewis_core.training.checkpoints import newest_checkpoint
+    from lewis_core.training.peers import end_without_peers
 
-    kept = join_process_group(runtime, config.distributed.timeout_s)
+    kept = join_process_group(runtime, config.distributed.timeout_s, config.model.dtype)
     checkpoint = newest_checkpoint(work_dir / "checkpoints")
     reporter.log_params(config.model_dump(mode="json"))
-    with StopOnSignal(config.num_iterations) as stop, warnings.catch_warnings():
+    with end_without_peers(), StopOnSignal(config.num_iterations) as stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=RENAMED, category=FutureWarning)
         trainer = build_trainer_of(rows, rewards, weights, work_dir, config, data_root, runtime)
         del kept  # the trainer's own arguments say from here on how weights are spread

@@ -43,6 +43,18 @@ def whole_vision_tower(model: Any) -> Any:
     return twin.eval().requires_grad_(False)
 
 
+def share_precision(model: Any) -> None:
+    """Give what is trained the precision of the weights that are spread (its float32 copies are the optimizer's).
+
+    ZeRO-3 casts nothing that was made after the weights were spread, and peft makes adapters in float32. Every
+    activation behind one would be float32, too: more than twice the memory and time, and no flash attention.
+    """
+    dtype = backbone(model).dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
 @contextlib.contextmanager
 def _whole_weights() -> Iterator[None]:
     """Models that are made in the block are not spread."""

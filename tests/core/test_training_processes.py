@@ -1,6 +1,9 @@
 """Two processes train what one would, and stop together: when one loses the listener, fails, or is asked to stop."""
 
 import json
+import os
+import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +204,60 @@ def test_two_processes_of_which_one_fails_stop_together_and_then_train_what_one_
         assert (world / "stop" / "output-0" / file).read_bytes() == (files[1] / file).read_bytes()
 
 
+WATCHED = """
+import os, sys, time
+from accelerate import PartialState
+from lewis_core.errors import ListenerUnavailableError
+from lewis_core.training import peers
+from lewis_core.training.processes import end_process
+
+peers.LOOK_EVERY_S, peers.GRACE_S = 0.1, 0.5
+PartialState(cpu=True)
+rank, how = int(os.environ["RANK"]), sys.argv[1]
+with peers.end_without_peers():  # all leave it
+    pass
+try:
+    with peers.end_without_peers():
+        if rank == 1 and how == "killed":
+            os.kill(os.getpid(), 9)
+        if rank == 1 and how == "outage":
+            raise ListenerUnavailableError("nobody answers")
+        if rank == 0:
+            time.sleep(60 if how == "killed" else 2)  # as in a collective, or as one that saves
+except ListenerUnavailableError:
+    pass
+print("left", flush=True)
+end_process(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "statuses", "said"),
+    [
+        pytest.param("killed", [1, -9], "process 1 of this training is gone (killed, or out of memory?)", id="killed"),
+        pytest.param("outage", [0, 0], "left", id="left-with-an-outage"),
+    ],
+)
+def test_a_process_does_not_wait_for_one_that_is_gone(how: str, statuses: list[int], said: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", WATCHED, how],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    texts = [process.communicate(timeout=50)[0] for process in running]
+    assert [process.returncode for process in running] == statuses, texts
+    assert said in texts[0]
+
+
 def others(*found: Exception | None) -> Callable[[list[Exception | None]], list[Exception | None]]:
     """What a meeting hears when the other processes come with these."""
     return lambda mine: [*mine, *found]
@@ -235,7 +292,7 @@ def test_a_signal_that_comes_while_others_are_asked_is_not_lost(monkeypatch: pyt
         def set(self, key: str, value: bytes) -> None:
             told[key] = value
 
-    monkeypatch.setattr(meeting, "_store", Store)
+    monkeypatch.setattr(meeting, "shared_store", Store)
     assert flag.is_set()
     assert flag.is_set()
     assert list(told.values()) == [b"1"]  # the others learn of it
