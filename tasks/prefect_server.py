@@ -41,7 +41,8 @@ def ensure_prefect_server(log: Path) -> str:
 
     Raises:
         ConfigError: If one is configured, and nobody answers there.
-        ProcessError: If the server ends while starting or is not ready in time; carries its last lines.
+        ProcessError: If the server ends while starting; carries its last lines.
+        OrchestrationError: If it is not ready in time.
     """
     configured: str | None = PREFECT_API_URL.value()
     if configured:
@@ -109,5 +110,9 @@ def _wait_ready(server: Process, url: str, timeout_s: float) -> None:
             if httpx.get(f"{url}/health", timeout=2.0, trust_env=False).status_code == httpx.codes.OK:
                 return
         time.sleep(0.1)
-    code = 0 if server.is_alive else server.wait()
-    raise ProcessError("prefect-server", code, [*server.tail, f"no answer at {url} within {timeout_s:g} s"])
+    if not server.is_alive:
+        raise ProcessError("prefect-server", server.wait(), server.tail)
+    lines = "\n".join(server.tail)
+    raise OrchestrationError(
+        f"the Prefect server gives no answer at {url} within {timeout_s:g} s; its last lines:\n{lines}"
+    )

@@ -89,7 +89,8 @@ def _tell_memory(config: GrpoConfig, shape: Shape | None, photos: int, runtime: 
         return told
     found: Footprint = estimate_footprint(config, shape, photos, runtime.vision_cache_mib)
     gpus = gpu_bytes() if runtime.device != "cpu" else []
-    told = tell(config, found) + (f"; there are {len(gpus)} of {min(gpus) / GIB:.0f} GiB" if gpus else "; no GPU here")
+    here = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} of {min(gpus) / GIB:.0f} GiB here" if gpus else "no GPU here"
+    told = f"{tell(config, found)}; {here}"
     logger.info(told)
     if warning := check_memory(config, found, gpus):
         logger.warning(warning)
