@@ -2,7 +2,8 @@
 
 Started once on every machine but the first, with the same environment, code and file system. It waits for trainings
 that the flow starts, starts this machine's processes of each, and waits for the next; a training that is started again
-after a failure is joined again. It ends when it is told to, or after ``--idle-s`` seconds without anything to do.
+after a failure is joined again. It ends when it is told to, with ``--until-run-ends`` when the flow has ended well, or
+after ``--idle-s`` seconds without anything to do.
 """
 
 import argparse
@@ -21,7 +22,14 @@ from lewis_core.errors import ConfigError, LewisError, ProcessError
 from lewis_core.stages import Stage
 from tasks.launch import LaunchSpec, typed_arguments
 from tasks.processes import process_scope, run_process
-from tasks.training_launch import RENDEZVOUS, Announcement, Machine, accelerate_command, launcher_environment
+from tasks.training_launch import (
+    RENDEZVOUS,
+    Announcement,
+    Machine,
+    accelerate_command,
+    last_ended,
+    launcher_environment,
+)
 
 logger = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
@@ -68,17 +76,21 @@ def main(arguments: Sequence[str]) -> int:
     rank = os.environ.get("MACHINE_RANK") or os.environ.get("SLURM_NODEID")
     parser.add_argument("--machine-rank", type=int, default=rank, required=rank is None)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--until-run-ends", action="store_true", help="end when a run of the flow has ended well")
     parser.add_argument("--idle-s", type=float, default=float("inf"), help="end after so long without anything to do")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logs = options.work_dir.absolute() / "logs"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its processes are asked to end then
     done: set[str] = set()
-    since = time.monotonic()
+    since, before = time.monotonic(), last_ended(logs / RENDEZVOUS)
     with process_scope():
         while time.monotonic() - since < options.idle_s:
             found = waiting(logs / RENDEZVOUS, done)
             if found is None:
+                if options.until_run_ends and last_ended(logs / RENDEZVOUS) != before:
+                    logger.info("the run has ended well")
+                    break
                 time.sleep(LOOK_EVERY_S)
                 continue
             done.add(found.attempt)

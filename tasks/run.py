@@ -33,6 +33,7 @@ from tasks.replicas import ExternalService, Replicas, Service
 from tasks.services import ModelService, listener_command
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker, tracking_uri
+from tasks.training_launch import RENDEZVOUS, dismiss
 from tasks.turns import turn
 
 logger = logging.getLogger(__name__)
@@ -263,6 +264,7 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
         with run_log(work_dir / "logs", run.id, config.run.log_format), process_scope():
             yield run
         status = "FINISHED"
+        dismiss(run.log_dir / RENDEZVOUS, run.id)
     except Exception:
         status = "FAILED"
         raise

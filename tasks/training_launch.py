@@ -20,6 +20,8 @@ DEEPSPEED = Path(__file__).resolve().parents[1] / "infra" / "deepspeed"
 """DeepSpeed's settings, one file for each strategy but ``ddp``."""
 RENDEZVOUS = "rendezvous"
 """Folder below the logs in which several machines meet."""
+_ENDED = "ended"
+"""File in it: the id of the last run that ended well."""
 
 
 @dataclass(frozen=True)
@@ -113,3 +115,18 @@ def announce(folder: Path, announcement: Announcement) -> Path:
     file.with_suffix(".tmp").write_text(json.dumps(asdict(announcement)), encoding="utf-8")
     file.with_suffix(".tmp").replace(file)
     return file
+
+
+def dismiss(folder: Path, run_id: str) -> None:
+    """Tell the machines that have joined, if there are any, that the run has ended well."""
+    if folder.is_dir():
+        (folder / _ENDED).with_suffix(".tmp").write_text(run_id, encoding="utf-8")
+        (folder / _ENDED).with_suffix(".tmp").replace(folder / _ENDED)
+
+
+def last_ended(folder: Path) -> str | None:
+    """The id of the last run that ended well; ``None``: there was none."""
+    try:
+        return (folder / _ENDED).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None

@@ -12,7 +12,7 @@ from lewis_core.config.grpo import DistributedConfig
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.client import HttpModel
-from tasks.join import waiting
+from tasks import join
 from tasks.replicas import ExternalService, Replicas
 from tasks.training_launch import (
     DEEPSPEED,
@@ -20,6 +20,7 @@ from tasks.training_launch import (
     Machine,
     accelerate_command,
     announce,
+    dismiss,
     launcher_environment,
     this_machine,
 )
@@ -92,16 +93,29 @@ def test_the_launcher_gives_its_processes_as_much_time_to_end_as_it_has() -> Non
 def test_other_machines_find_each_start_once(tmp_path: Path) -> None:
     first = Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "a", 120.0)
     file = announce(tmp_path / "rendezvous", first)
-    assert waiting(tmp_path / "rendezvous", set()) == first
-    assert waiting(tmp_path / "rendezvous", {"a"}) is None
+    assert join.waiting(tmp_path / "rendezvous", set()) == first
+    assert join.waiting(tmp_path / "rendezvous", {"a"}) is None
     announce(
         tmp_path / "rendezvous", Announcement("train-speaker", "logs/train-1.json", "gpu-1", 29500, None, "b", 120.0)
     )
-    found = waiting(tmp_path / "rendezvous", {"a"})
+    found = join.waiting(tmp_path / "rendezvous", {"a"})
     assert found is not None
     assert found.attempt == "b"
     file.write_text("{", encoding="utf-8")
-    assert waiting(tmp_path / "rendezvous", set()) is None
+    assert join.waiting(tmp_path / "rendezvous", set()) is None
+
+
+def test_other_machines_leave_when_a_run_has_ended_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "logs" / "rendezvous"
+    dismiss(folder, "of one machine")
+    assert not folder.exists()
+    folder.mkdir(parents=True)
+    dismiss(folder, "an earlier run")
+    looks = iter([lambda: None, lambda: dismiss(folder, "this run")])
+    monkeypatch.setattr("time.sleep", lambda _: next(looks)())  # a third look would fail
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    assert join.main([str(tmp_path), "--machine-rank", "1", "--device", "cpu", "--until-run-ends"]) == 0
+    assert next(looks, None) is None
 
 
 class Fixed:
