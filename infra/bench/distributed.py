@@ -192,7 +192,8 @@ class Bench:
             step_s = statistics.median(row["step_s"] for row in timed)
             found["samples_per_s"] = round(config.prompts_per_step * config.num_generations / step_s, 3)
             found["samples_per_s_a_gpu"] = round(found["samples_per_s"] / config.num_processes, 3)
-            found["parts"] = [_median_parts(read_rows(file)[WARM:]) for file in sorted(place.glob("parts-*.jsonl"))]
+            files = sorted(place.glob("parts-*.jsonl"))
+            found["parts"] = [_median_parts(read_rows(file)[-len(timed) :]) for file in files]
         for file in sorted(place.glob("kernels-*.json")):
             (self._options.out / f"{part}-{file.name}").write_bytes(file.read_bytes())
         if status:
@@ -213,6 +214,7 @@ class Bench:
             "url": url,
             "size": self._options.size if self._options.in_process else None,
             "profile": self._options.profile,
+            "bucket_mib": self._options.bucket_mib,
         }
         (place / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         is_gpu = self._options.device == "cuda"
@@ -271,6 +273,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--part-s", type=float, default=150.0, help="longest time of a part")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--in-process", action="store_true", help="every process makes the model: nothing is on disk")
+    parser.add_argument("--bucket-mib", type=int, help="ddp: gradients are exchanged in parts of this size; else 25")
     parser.add_argument("--profile", action="store_true", help="also the kernels of one step of each GPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in kill and zero3")
     options = parser.parse_args(arguments)
