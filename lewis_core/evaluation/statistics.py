@@ -177,11 +177,18 @@ def interval(
     return Interval(low, high)
 
 
-def bootstrap(measure: Measured, config: StatisticsConfig) -> Interval:
-    """Interval of a measure by resampling concepts; none for fewer than two concepts."""
-    if len(measure.names) < 2:
+def bootstrap(measure: Measured, config: StatisticsConfig, limits: tuple[float, float] = (0.0, 1.0)) -> Interval:
+    """Interval of a measure by resampling concepts; none for fewer than two concepts.
+
+    Args:
+        measure: What is resampled.
+        config: Resamples, coverage, seed.
+        limits: Least and greatest possible value.
+    """
+    count = len(measure.names)
+    if count < 2:
         return Interval(None, None)
-    return interval(measure.evaluate(draw_concepts(len(measure.names), config)), len(measure.names), config)
+    return interval(measure.evaluate(draw_concepts(count, config)), count, config, limits)
 
 
 def summarise(

@@ -13,7 +13,15 @@ import numpy as np
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.evaluation import metrics
 from lewis_core.evaluation.records import EvaluationName, Prediction
-from lewis_core.evaluation.statistics import Floats, Measure, bootstrap, formula_measure, mean_measure, point
+from lewis_core.evaluation.statistics import (
+    TOLERANCE,
+    Floats,
+    Measure,
+    bootstrap,
+    formula_measure,
+    mean_measure,
+    point,
+)
 from lewis_core.models.answers import YES_NO
 from lewis_core.prompts import LETTERS
 
@@ -65,7 +73,7 @@ def judge(
         warnings += [f"{name}: {text}" for text in _habits(mode, asked)]
     for mode, items in by_mode(controls).items():
         asked = [item for item in items if item.error is None and item.tags.get("negatives") != EASY]
-        if mode in KNOWS_NOTHING.get(evaluation, ()) and asked and _advantage_interval(asked, config)[0] > 0:
+        if mode in KNOWS_NOTHING.get(evaluation, ()) and asked and _advantage_interval(asked, config)[0] > TOLERANCE:
             text = compare_with_chance(asked, config)
             warnings.append(
                 f"control arm {mode.replace('_', ' ')}: {text}; something else than the memory gives it away"
@@ -92,9 +100,9 @@ def compare_with_chance(asked: Sequence[Prediction], config: StatisticsConfig) -
     numbers = f"{value:.2f} against {chance:.2f} by chance"
     if np.isnan(low):
         return f"{numbers}, too few concepts to tell"
-    if low > 0:
+    if low > TOLERANCE:
         return f"better than chance ({numbers})"
-    if high < 0:
+    if high < -TOLERANCE:
         return f"worse than chance ({numbers})"
     return f"not distinguishable from chance ({numbers})"
 
@@ -133,7 +141,7 @@ def _levels(asked: Sequence[Prediction]) -> tuple[float | None, float]:
 
 def _advantage_interval(asked: Sequence[Prediction], config: StatisticsConfig) -> tuple[float, float]:
     """Ends of the interval of accuracy minus chance; NaN when there is none."""
-    low, high = bootstrap(advantage(asked), config)
+    low, high = bootstrap(advantage(asked), config, limits=(-1.0, 1.0))
     return (float("nan"), float("nan")) if low is None or high is None else (low, high)
 
 

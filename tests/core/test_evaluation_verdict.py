@@ -47,7 +47,8 @@ def test_a_model_that_always_says_a_is_called_that() -> None:
     assert "oracle: not distinguishable from chance (0." in verdict
     assert "oracle: answers A in 100% of the items, whatever is right" in warnings
     # the listener's half cannot tell any two descriptions apart: every rank is a tie
-    assert "ranking: worse than chance (0.00 against 0.05 by chance)" in verdict
+    # none of 40 things found: the exact bound is 1 - .025^(1/40) = .088, above a chance of .05
+    assert "ranking: not distinguishable from chance (0.00 against 0.05 by chance)" in verdict
     assert "ranking: all options get the same score in 100% of the items" in warnings
 
 
@@ -120,3 +121,31 @@ def test_a_control_arm_that_gets_no_answers_says_so() -> None:
     assert judge("recognition", [], silent, STATISTICS).warnings == (
         "control arm image only: 90% of the answers are invalid and count as wrong",
     )
+
+
+def counted(right: list[tuple[int, int]], options: int) -> list[Prediction]:
+    """Answers about one thing after another: how many are right, of how many."""
+    return [
+        Prediction(
+            item=f"{thing}-{number}",
+            concept=f"mug/{thing}",
+            category="mug",
+            options=tuple(map(str, range(options))),
+            expected=0,
+            answered=0 if number < found else 1,
+        )
+        for thing, (found, asked) in enumerate(right)
+        for number in range(asked)
+    ]
+
+
+def test_an_interval_that_ends_at_chance_does_not_leave_it_out() -> None:
+    # one resample in eleven, (4/6)^6, holds only things with 1/3 right, where 1/3 - 1/3 may be rounded to 1e-17
+    asked = counted([(1, 3), (1, 3), (3, 3), (3, 3), (1, 3), (1, 3)], options=3)
+    assert compare_with_chance(asked, STATISTICS) == "not distinguishable from chance (0.56 against 0.33 by chance)"
+
+
+def test_nothing_right_is_below_chance_only_if_there_is_enough_of_it() -> None:
+    # 1 - .025^(1/3) = .71 and 1 - .025^(1/8) = .37 could have been right, against 1/2 by chance
+    assert compare_with_chance(counted([(0, 2)] * 3, 2), STATISTICS).startswith("not distinguishable")
+    assert compare_with_chance(counted([(0, 2)] * 8, 2), STATISTICS).startswith("worse than chance")
