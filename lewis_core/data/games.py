@@ -78,8 +78,9 @@ def _check_share(num_queries: int, problems: Counter[str], example: str, config:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in problems.most_common())
         raise DataError(
             f"{bad} of {num_queries} query photos are without a game ({reasons}), e.g. {example}; "
-            f"games.max_degenerate_frac = {config.max_degenerate_frac:g} allows fewer. Add photos or concepts, lower "
-            f"games.num_candidates = {config.num_candidates}, or raise mining.pool"
+            f"games.max_degenerate_frac = {config.max_degenerate_frac:g} allows fewer. Add photos or concepts (a game "
+            f"needs {config.num_candidates} training concepts of its category, two photos of each), lower "
+            f"games.num_candidates = {config.num_candidates}, or raise splits.concept_frac or mining.pool"
         )
 
 

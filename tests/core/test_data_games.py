@@ -126,6 +126,7 @@ def test_too_many_degenerate_queries_stop_the_run(tmp_path: Path) -> None:
     [
         pytest.param([], "no query photos", id="nothing"),
         pytest.param([make_row(pool=1)], "fewer than 2 distractors: 1", id="no-game-at-all"),
+        pytest.param([make_row(pool=1)], r"a game needs 3 training concepts of its category", id="what-a-game-needs"),
     ],
 )
 def test_no_game_is_an_error_whatever_the_limit(tmp_path: Path, rows: list[CandidateRow], message: str) -> None:
