@@ -24,7 +24,7 @@ from lewis_core.report.figures import Figure, by_category, confusions, count_yes
 from lewis_core.report.gallery import Card, Failures, GalleryBuilder
 from lewis_core.report.headline import find_verdicts, key_figures, write_headline
 from lewis_core.report.images import PhotoAlbum
-from lewis_core.report.labels import count
+from lewis_core.report.labels import beside_bar, count
 from lewis_core.report.load import LISTENER, ReportData, load_report_data
 from lewis_core.report.samples import pick_samples
 from lewis_core.report.seeds import seed_tables
@@ -144,7 +144,7 @@ def render_report(data: ReportData, config: ReportConfig, album: PhotoAlbum) -> 
         "training": data.training or data.trainings,
         "facts": write_facts(data),
         "quarantine": data.quarantine,
-        "quarantine_count": count(len(data.quarantine), "photo"),
+        "quarantine_count": count(len(data.quarantine), "file"),
         "curves": curves,
         "samples": pick_samples(data.training) if data.training else (),
         "blocks": blocks,
@@ -260,9 +260,11 @@ def _origin(data: ReportData) -> str:
 @functools.cache
 def _environment() -> Environment:
     """Templates escape everything that is not markup, and refuse names that are not there."""
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
+    environment.filters["beside_bar"] = beside_bar
+    return environment
 
 
 def _render(context: JsonObject) -> str:

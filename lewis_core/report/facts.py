@@ -64,7 +64,7 @@ def _photos(data: ReportData) -> tuple[tuple[str, str], ...]:
         ("things", f"{len(concepts):,}"),
         ("of these described", f"{len(described):,}"),
         ("photos", f"{photos:,}"),
-        ("photos set aside", f"{len(data.quarantine):,}"),
+        ("files set aside", f"{len(data.quarantine):,}"),
     )
 
 

@@ -93,6 +93,17 @@ def percent(value: float, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f}{NO_BREAK}%"
 
 
+def beside_bar(probability: float) -> str:
+    """Write a probability in percent in up to four signs: ``56``; near the ends ``0.4``, ``0.02``, ``<.01``, ``99.6``.
+
+    Two candidates of which one was picked should not both read 0.
+    """
+    share = 100 * probability
+    if 0 < share < 0.95:
+        return "<.01" if share < 0.005 else f"{share:.{1 if share >= 0.095 else 2}f}"
+    return f"{share:.1f}" if 99.5 <= share < 99.95 else f"{share:.0f}"
+
+
 def format_value(name: str, value: float | None) -> str:
     """Write a metric's value in its own unit; a dash when nothing was measured."""
     if value is None:

@@ -96,3 +96,12 @@ def test_line_chart_leaves_out_nothing_and_escapes() -> None:
     assert "&lt;listener&gt;" in chart
     assert "<listener>" not in chart
     ElementTree.fromstring(charts.standalone(chart, "A & B").split("\n", 1)[1])
+
+
+@pytest.mark.parametrize(
+    ("probability", "written"),
+    [(0.0, "0"), (0.00004, "<.01"), (0.0002, "0.02"), (0.004, "0.4"), (0.0099, "1"), (0.56, "56"), (0.996, "99.6"),
+     (0.9999, "100"), (1.0, "100")],
+)  # fmt: skip
+def test_probabilities_beside_bars_do_not_all_read_0_or_100(probability: float, written: str) -> None:
+    assert labels.beside_bar(probability) == written
