@@ -77,15 +77,16 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
 
         built: dict[str, object] = build_pocket(load_pocket_settings(settings, overrides))
         return built
-    from flows.settings import load_data_settings, load_processing_settings, load_settings
+    from flows.settings import load_data_settings, load_processing_settings, load_settings, make_work_dir
 
     own = {"process-descriptions": load_processing_settings, "prepare-data": load_data_settings}
     config: RunSettings = own.get(name, load_settings)(settings, overrides)
     from tasks.prefect_server import ensure_prefect_server, prefect_server_needed
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")
-    work_dir = config.run.work_dir.absolute()
+    work_dir = config.run.work_dir.expanduser().absolute()
     with naming_storage_errors(work_dir), prefect_server_needed():
+        make_work_dir(work_dir)
         ensure_prefect_server(work_dir / "logs" / "prefect-server.log")
         result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
     return result
@@ -100,6 +101,16 @@ def prepare(words: Sequence[str]) -> Callable[[], dict[str, object]]:
         return lambda: compare.compare(words[1:])
     options = build_parser().parse_args(words)
     return lambda: run_flow(options.flow, options.settings, options.overrides)
+
+
+def as_line(result: dict[str, object]) -> str:
+    """A result as JSON on one line; paths are readable where the terminal can show their letters."""
+    line = json.dumps(result, default=str, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return json.dumps(result, default=str)
+    return line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"{name} was interrupted; the same command goes on where it stopped\n")
         return EXIT_INTERRUPTED
-    sys.stdout.write(json.dumps(result, default=str) + "\n")
+    sys.stdout.write(as_line(result) + "\n")
     sys.stdout.flush()
     return 0
 

@@ -16,6 +16,8 @@ from lewis_core.models.files import adapter_folder, encoder_folder, resolve_mode
 from tasks.models import HUB_ID, is_address
 
 SettingsT = TypeVar("SettingsT", bound=RunSettings)
+SWITCHES = ("bool", "str", "int", "float")
+"""What pydantic calls the plain types in a choice of types."""
 
 
 def load_settings(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -82,13 +84,29 @@ def check_folders(config: PrepareDataConfig) -> None:
     Raises:
         ConfigError: Naming the setting whose folder is missing.
     """
-    if isinstance(config.source, FolderSource) and not config.source.root.expanduser().is_dir():
-        raise ConfigError(f"source.root: there is no folder {config.source.root}; set it to the folder of your photos")
+    if isinstance(config.source, FolderSource) and not (root := config.source.root.expanduser()).is_dir():
+        seen_from = "" if root.is_absolute() else f" in {Path.cwd()}, where the command runs"
+        raise ConfigError(
+            f"source.root: there is no folder {config.source.root}{seen_from}; set it to the folder of your photos"
+        )
     check_models(config)
     try:
         encoder_folder(config.encoder)
     except ModelError as error:
         raise ConfigError(f"encoder.model: {error}") from error
+
+
+def make_work_dir(folder: Path) -> None:
+    """Make the work folder.
+
+    Raises:
+        ConfigError: If there cannot be a folder of that name.
+        OSError: If it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        raise ConfigError(f"run.work_dir: {folder} cannot be a folder here: {error.strerror}; name another") from error
 
 
 def check_models(config: RunSettings) -> None:
@@ -166,8 +184,21 @@ def validate_as(kind: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [explain(problem["loc"], problem, kind) for problem in error.errors()]
+        found = {tuple(settings_only(problem["loc"])): problem for problem in error.errors()}
+        problems = [explain(keys, problem, kind) for keys, problem in found.items() if not is_repeated(keys, found)]
         raise ConfigError("; ".join(problems)) from error
+
+
+def settings_only(location: Sequence[int | str]) -> list[int | str]:
+    """A place without the types that pydantic tried there, e.g. ``tuple[...]`` in a setting that is a switch too."""
+    return [key for key in location if isinstance(key, int) or not (key in SWITCHES or key.endswith("]"))]
+
+
+def is_repeated(keys: tuple[int | str, ...], found: Mapping[tuple[int | str, ...], Mapping[str, Any]]) -> bool:
+    """Whether another problem says the same: one within the value, or one of the section that this value came from."""
+    inner = (other for other in found if len(other) > len(keys) and other[: len(keys)] == keys)
+    outer = (keys[:at] + keys[at + 1 :] for at in range(len(keys) - 1))
+    return any(inner) or any(found.get(place, {}).get("input") == found[keys]["input"] for place in outer)
 
 
 def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: type[BaseModel] = PipelineConfig) -> str:
@@ -180,15 +211,19 @@ def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: typ
         near = difflib.get_close_matches(keys[-1], known_keys(location[:-1], kind), n=1)
         if near == [keys[-1]]:
             return f"{name} is a setting of another {keys[0]}.type than {location[1]!r}; set {keys[0]}.type as well"
-        return f"unknown setting {name}" + (f"; did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else "")
+        meant = [".".join([*keys[:-1], near[0]])] if near else places_of(keys[-1], kind)[:3]
+        return f"unknown setting {name}" + (f"; did you mean {' or '.join(meant)}?" if meant else "")
     if problem["type"] == "missing":
         return f"setting {name} is missing"
+    if problem["type"] == "model_type":
+        inside = known_keys(location, kind)
+        return f"{name} is a section: expected {', '.join(inside[:3])}, … in it, found {problem['input']!r}"
     found = "" if isinstance(problem["input"], Mapping) else f", found {problem['input']!r}"
     return f"{name}: {problem['msg'].removeprefix('Value error, ')}{found}"
 
 
 def known_keys(location: Sequence[int | str], kind: type[BaseModel] = PipelineConfig) -> list[str]:
-    """Names of the settings in a section."""
+    """Names of the settings in a section, in the order of their declaration."""
     models: list[type[BaseModel]] = [kind]
     for key in location:
         if isinstance(key, int):
@@ -196,7 +231,16 @@ def known_keys(location: Sequence[int | str], kind: type[BaseModel] = PipelineCo
         fields = [model.model_fields[key] for model in models if key in model.model_fields]
         found = [model for field in fields for model in inner_models(field.annotation)]
         models = found or models
-    return sorted({name for model in models for name in model.model_fields})
+    return list(dict.fromkeys(name for model in models for name in model.model_fields))
+
+
+def places_of(key: str, kind: type[BaseModel], section: str = "") -> list[str]:
+    """Full names of all settings of a name, in the order of the file."""
+    names = [f"{section}{key}"] if section and key in kind.model_fields else []
+    for name, field in kind.model_fields.items():
+        for model in inner_models(field.annotation):
+            names += places_of(key, model, f"{section}{name}.")
+    return list(dict.fromkeys(names))
 
 
 def inner_models(annotation: Any) -> list[type[BaseModel]]:

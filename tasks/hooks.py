@@ -18,7 +18,7 @@ def finish_tracking(flow: Any, flow_run: Any, state: Any) -> None:
     config = flow_run.parameters.get("config")
     run = getattr(config, "run", None) or (config.get("run", {}) if isinstance(config, dict) else {})
     work_dir = getattr(run, "work_dir", None) or (run.get("work_dir") if isinstance(run, dict) else None)
-    folder = Path(work_dir or "runs/default") / "logs"
+    folder = Path(work_dir or "runs/default").expanduser() / "logs"
     if folder.is_dir():
         counts = upload_journals(folder.absolute())
         logger.info("%s %s: %s; MLflow was told %d entries", flow.name, flow_run.name, state.name, counts["sent"])

@@ -14,6 +14,7 @@ import httpx
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    PREFECT_UI_URL,
     get_current_settings,
     temporary_settings,
 )
@@ -59,7 +60,9 @@ def ensure_prefect_server(log: Path) -> str:
     except BaseException:
         server.stop()
         raise
-    _for_good.enter_context(temporary_settings({PREFECT_API_URL: url}))
+    _for_good.enter_context(
+        temporary_settings({PREFECT_API_URL: url, PREFECT_UI_URL: ""})
+    )  # it has no pages to link to
     return url
 
 
@@ -86,16 +89,24 @@ def check_answers(url: str, tries: int = 5) -> None:
 
 @contextlib.contextmanager
 def prefect_server_needed() -> Iterator[None]:
-    """Say in one line that the server went away, if that is what ended the body.
+    """Say in one line that the server went away or failed, if that is what ended the body.
 
     What runs goes on for minutes without a server, as Prefect's client tries again; if it is back by then, nothing is
     lost.
 
     Raises:
-        OrchestrationError: If the server went away and did not come back.
+        OrchestrationError: If the server went away and did not come back, or cannot do its work.
     """
     try:
         yield
+    except httpx.HTTPStatusError as error:
+        if not error.response.is_server_error:
+            raise
+        raise OrchestrationError(
+            f"the Prefect server cannot do its work (it answers {error.response.status_code}): see its log, "
+            "logs/prefect-server.log in the work folder if this command started it, and whether it can write its "
+            "database (in PREFECT_HOME, else ~/.prefect); then run the command again"
+        ) from error
     except httpx.TransportError as error:
         raise OrchestrationError(
             f"the Prefect server went away ({type(error).__name__}: {error}); start it, and the same command goes on "

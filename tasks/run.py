@@ -54,7 +54,7 @@ class PipelineRun(Generic[ConfigT]):
         self.config, self.tracker, self.gauges = config, tracker, gauges
         self.id = run_id()
         """The flow run's id: in log lines, requests and metrics of everything that this run starts."""
-        self.work_dir = work_dir = config.run.work_dir.absolute()
+        self.work_dir = work_dir = config.run.work_dir.expanduser().absolute()
         self.gpus = GpuPool(config.run.gpus, has_gpu(config.run.runtime))
         self.store = ArtifactStore(work_dir / "store")
         self.mirror = Mirror(config.run.storage, self.store)
@@ -246,7 +246,7 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     """
     arrange_logs()
     set_run(str(prefect_runtime.flow_run.id or uuid.uuid4()), flow=flow)
-    work_dir = config.run.work_dir.absolute()
+    work_dir = config.run.work_dir.expanduser().absolute()
     config = resolve_models(config, tracking_uri(config.run.tracking, work_dir), work_dir / "models")
     config = cast(ConfigT, decide_precision(config, config.run.runtime))
     tags = {

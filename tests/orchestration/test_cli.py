@@ -1,5 +1,6 @@
 """The command line: settings in, one line of JSON or one line of error out."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.__main__ import EXIT_SETTINGS, main
+from flows.__main__ import EXIT_SETTINGS, as_line, main
 from flows.settings import load_data_settings, load_settings
 from lewis_core.errors import ConfigError, OrchestrationError
 from tasks.prefect_server import prefect_server_needed
@@ -54,6 +55,11 @@ def test_an_override_reaches_deep_and_keeps_its_neighbours() -> None:
         ("source.root=x", "source.root is a setting of another source.type than 'pocket'; set source.type as well"),
         ("evaluation.vqa.shw=both", "unknown setting evaluation.vqa.shw; did you mean evaluation.vqa.show?"),
         ("qqq=3", "unknown setting qqq"),
+        ("max_steps=3", "unknown setting max_steps; did you mean training.max_steps or listener_training.max_steps?"),
+        (
+            "evaluation.independent=x",
+            "evaluation.independent is a section: expected path, revision, ",
+        ),
         ("games.num_candidates=1", "games.num_candidates: Input should be greater than or equal to 2, found 1"),
         ("training.max_steps", "--set training.max_steps: expected section.key=value"),
         ("run.name.x=1", "--set run.name.x=1: 'name' is a value, not a section"),
@@ -61,6 +67,15 @@ def test_an_override_reaches_deep_and_keeps_its_neighbours() -> None:
 )
 def test_a_wrong_setting_is_named_in_full(override: str, expected: str) -> None:
     assert expected in problem(override)
+
+
+def test_a_setting_of_several_types_has_one_problem() -> None:
+    said = problem('evaluation.controls=["blind", "no-imag"]')
+    assert said.startswith("evaluation.controls.1: Input should be 'always-A', ")
+    assert said.endswith("found 'no-imag'")
+    assert said.count("found") == 1
+    twice = problem("training.model.max_pixels=x", "training.listener.max_pixels=x")
+    assert twice.count("found 'x'") == 2, "two settings with the same mistake are two problems"
 
 
 def test_a_missing_setting_is_named(tmp_path: Path) -> None:
@@ -108,6 +123,10 @@ def test_data_are_prepared_without_settings_of_training_or_evaluation(tmp_path: 
             "encoder.model: encoder 'local-dir:/no/clip': /no/clip is not an open_clip folder",
         ),
         (["full-pipeline", str(POCKET), "--set", "run.force=['trian']"], "no stage is called trian"),
+        (
+            ["full-pipeline", str(POCKET), "--set", f"run.work_dir={__file__}/runs"],
+            "run.work_dir: " + __file__ + "/runs cannot be a folder here: Not a directory; name another",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -136,6 +155,16 @@ def test_a_prefect_server_that_is_not_there_is_said_in_one_line(tmp_path: Path) 
     assert ended.stderr.count("\n") == 1
 
 
+def test_paths_in_the_last_line_can_be_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    result: dict[str, object] = {"report": Path("/läufe/report.html")}
+    for encoding, written in (
+        ("utf-8", '{"report": "/läufe/report.html"}'),
+        ("ascii", r'{"report": "/l\u00e4ufe/report.html"}'),
+    ):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert as_line(result) == written
+
+
 def test_help_is_instant() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "flows", "--help"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -151,5 +180,10 @@ def test_a_prefect_server_that_goes_away_is_said_in_one_line() -> None:
         prefect_server_needed(),
     ):
         raise httpx.ConnectError("refused")
+    request = httpx.Request("POST", "http://127.0.0.1/api")
+    with pytest.raises(OrchestrationError, match=r"answers 500.*PREFECT_HOME"), prefect_server_needed():
+        raise httpx.HTTPStatusError("failed", request=request, response=httpx.Response(500))
+    with pytest.raises(httpx.HTTPStatusError), prefect_server_needed():
+        raise httpx.HTTPStatusError("failed", request=request, response=httpx.Response(404))
     with pytest.raises(ZeroDivisionError), prefect_server_needed():
         raise ZeroDivisionError
