@@ -22,6 +22,7 @@ from lewis_core.pocket.truth import DescriptionTruth, check_description
 from lewis_core.pocket.world import IDENTITY_KEYS
 from lewis_core.prompts import PROMPT_SETS
 from lewis_core.records import Database, DatabaseEntry, JsonObject, Record, load_record, save_jsonl, save_record
+from lewis_core.reporting import Reporter
 
 ROWS = "rows.jsonl"
 
@@ -54,7 +55,7 @@ class DescriptionRow(Record):
 
 
 def evaluate_descriptions(
-    database: ArtifactRef, catalog: ArtifactRef, output_dir: Path, config: StatisticsConfig
+    database: ArtifactRef, catalog: ArtifactRef, output_dir: Path, config: StatisticsConfig, reporter: Reporter
 ) -> JsonObject:
     """Measure a speaker's descriptions.
 
@@ -63,6 +64,7 @@ def evaluate_descriptions(
         catalog: Artifact of ``build-catalog``; may hold ``facts.json``.
         output_dir: Receives ``rows.jsonl`` and ``metrics.json``.
         config: Intervals.
+        reporter: Receives the numbers.
 
     Returns:
         Counts and numbers.
@@ -83,6 +85,7 @@ def evaluate_descriptions(
         failed=sum(row.error is not None for row in rows),
         concepts=len(rows),
     )
+    reporter.log_metrics(io.numbers(result.metrics))
     save_jsonl(output_dir / ROWS, rows)
     save_record(output_dir / io.METRICS, result)
     return io.summary(result, len(rows))

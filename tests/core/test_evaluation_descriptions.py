@@ -1,6 +1,7 @@
 """What is measured of the texts, with every number worked out by hand."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lewis_core.evaluation.descriptions import (
 from lewis_core.evaluation.io import load_facts
 from lewis_core.evaluation.records import EvaluationResult
 from lewis_core.records import Database, load_jsonl, load_record
+from lewis_core.reporting import NullReporter
 from lewis_core.testing import make_catalog, make_database, publish_files
 
 STATISTICS = StatisticsConfig(resamples=200)
@@ -122,11 +124,25 @@ def test_facts_that_do_not_cover_the_photos_are_refused(tmp_path: Path) -> None:
         load_facts(publish_files(tmp_path, "build-catalog", {"facts.json": "{"}))
 
 
+class Recording(NullReporter):
+    """Keeps the numbers."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, float] = {}
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Keep them."""
+        del step
+        self.seen.update(metrics)
+
+
 def test_the_stage_writes_rows_and_numbers(tmp_path: Path) -> None:
     database = publish_files(tmp_path, "describe-concepts", {"database.json": pocket("It is red.").model_dump_json()})
     catalog = publish_files(tmp_path, "build-catalog", {"facts.json": json.dumps(facts())})
-    summary = evaluate_descriptions(database, catalog, tmp_path, STATISTICS)
+    reporter = Recording()
+    summary = evaluate_descriptions(database, catalog, tmp_path, STATISTICS, reporter)
     result = load_record(tmp_path / "metrics.json", EvaluationResult)
+    assert reporter.seen == {m.name: m.value for m in result.metrics if m.value is not None}
     [row] = load_jsonl(tmp_path / "rows.jsonl", DescriptionRow)
     assert (result.evaluation, result.speaker, result.answering) == ("descriptions", "base", "")
     assert (row.item, row.state, row.location, row.error) == (IDS[0], False, False, None)
@@ -138,7 +154,7 @@ def test_an_empty_database_is_an_error(tmp_path: Path) -> None:
         tmp_path, "describe-concepts", {"database.json": Database(speaker="x", entries=()).model_dump_json()}
     )
     with pytest.raises(EvaluationError, match="is empty"):
-        evaluate_descriptions(empty, empty, tmp_path, STATISTICS)
+        evaluate_descriptions(empty, empty, tmp_path, STATISTICS, NullReporter())
 
 
 def test_sameness_of_texts_by_hand() -> None:

@@ -280,7 +280,14 @@ def test_headline_without_a_test_claims_no_improvement(tmp_path: Path) -> None:
 def test_numbers_of_the_page_are_those_of_the_artifacts(bench: Bench) -> None:
     text = visible(bench.build())
     # 0.75 ± 0.0625 is 69 to 81 %; the difference 0.50 ± 0.0625 is +44 to +56 points.
-    for expected in ("75 % 69–81", "25 % 19–31", "+50 +44 to +56", "p = 0.004", "chance 25 %"):
+    for expected in (
+        "75 % 69–81",
+        "25 % 19–31",
+        "+50 +44 to +56",
+        "p = 0.004",
+        "chance 25 %",
+        "Only 4 things: intervals",
+    ):
         assert expected in text.replace(labels.NO_BREAK, " ")
 
 

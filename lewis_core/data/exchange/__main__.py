@@ -25,6 +25,12 @@ from lewis_core.data.json_files import load_json, load_json_object
 from lewis_core.errors import CatalogError, DataError, LewisError
 from lewis_core.records import Catalog, Game, Splits, load_jsonl, load_record, save_jsonl
 
+SOURCES = {
+    "catalog": "artifact of build-catalog in <work folder>/store, or its catalog.json",
+    "splits": "artifact of split-concepts, or its splits.json",
+    "games": "artifact of build-games, or its games.jsonl",
+}
+"""What the commands read of ours."""
 _NAMED = 5
 """Refused rows shown."""
 
@@ -40,14 +46,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     command.add_argument("--test", type=Path, help="test_combined_concepts_*.json; else the others are held out")
     command.add_argument("--merged", type=Path, help="write both files as one catalog file, for catalog.listing")
     command = commands.add_parser("games-from", help="turn a retrieval list into games.jsonl")
-    command.add_argument("rows", type=Path)
-    command.add_argument("catalog", type=Path)
-    command.add_argument("out", type=Path)
+    command.add_argument("rows", type=Path, help="file of the reference with query_path, ret_paths, label")
+    command.add_argument("catalog", type=Path, help=SOURCES["catalog"])
+    command.add_argument("out", type=Path, help="file to write, as build-games writes it")
     for name, inputs in (("catalog-to", ("catalog",)), ("splits-to", ("catalog", "splits")), ("games-to", ("games",))):
         command = commands.add_parser(name, help=f"write {name.partition('-')[0]} as the reference does")
         for source in inputs:
-            command.add_argument(source, type=Path)
-        command.add_argument("out", type=Path)
+            command.add_argument(source, type=Path, help=SOURCES[source])
+        target = "folder for three files" if name == "splits-to" else "JSON file to write"
+        command.add_argument("out", type=Path, help=target)
         command.add_argument("--prefix", default="", help="put before every path, e.g. data/PerVA/")
     return parser.parse_args(arguments)
 
@@ -110,6 +117,7 @@ def locate(place: Path, name: str) -> Path:
 
 def save_json(path: Path, content: object) -> None:
     """Write JSON as the reference does: indented, and readable in any script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
