@@ -3,7 +3,8 @@
 The file maps a concept (``category/name``, or a name that is unique in the catalog) to images, and each image path to
 one question or a list of them: ``{"question": …, "options": {"A": …, "B": …}, "correct_answer": "A"}``. The image path
 ``""`` asks the memory alone, and so does a mere number, as RAP's ``yollava-text-only-qa.json`` has in its place (with
-``option`` for ``options``). The thing is called ``<sks>`` (``sks`` in other people's copies). Entries that cannot be
+``option`` for ``options``). The thing is called ``<sks>`` (``sks`` in other people's copies), or by its own name
+in brackets, which becomes ``<sks>``, as names do not reach prompts. Entries that cannot be
 used are named, never guessed at.
 """
 
@@ -92,17 +93,18 @@ def _parse_entry(item_id: str, concept: Concept, image: str, entry: Any, unusabl
         id=item_id,
         concept=concept.id,
         image=_find_image(concept, image, unusable),
-        question=_restore_placeholder(question),
+        question=_restore_placeholder(question, concept),
         options=tuple(
-            _restore_placeholder(options[letter]).replace("<sks>", f"my {concept.category_word}") for letter in letters
+            _restore_placeholder(options[letter], concept).replace("<sks>", f"my {concept.category_word}")
+            for letter in letters
         ),
         correct=_find_answer(letters, options, entry.get("correct_answer")),
     )
 
 
-def _restore_placeholder(text: str) -> str:
-    """Write the placeholder with its brackets, which some copies of the published files have lost."""
-    return _BARE_PLACEHOLDER.sub("<sks>", text)
+def _restore_placeholder(text: str, concept: Concept) -> str:
+    """Write the placeholder where the thing is called ``sks``, as in some published files, or ``<name>``."""
+    return _BARE_PLACEHOLDER.sub("<sks>", text.replace(f"<{concept.name}>", "<sks>"))
 
 
 def _is_text(value: object) -> bool:

@@ -198,7 +198,10 @@ def test_questions_and_facts_come_along(root: Path) -> None:
     (root / "visual-qa.json").write_text(
         json.dumps(
             {
-                "mug/m00": {"test/mug/m00/1.jpg": [QUESTION, QUESTION | {"correct_answer": "blue"}], "": QUESTION},
+                "mug/m00": {
+                    "test/mug/m00/1.jpg": [QUESTION, QUESTION | {"correct_answer": "blue"}],
+                    "": QUESTION | {"question": "What colour is <m00>?"},
+                },
                 "b00": {"./data/root/test/bag/b00/0.jpg": QUESTION},
                 "nobody": {"a.jpg": QUESTION},
                 "b01": {
@@ -223,6 +226,7 @@ def test_questions_and_facts_come_along(root: Path) -> None:
         ("mug/m00:1", "mug/m00", "test/mug/m00/1.jpg", 0),
         ("mug/m00:2", "mug/m00", None, 1),
     ]
+    assert {item.question for item in items} == {"What colour is <sks>?"}, "names never reach a prompt"
     assert items[0].options == ("blue", "red")
     assert (output / "facts.json").read_text() == '{"a": 1}'
     reasons = [(e.path, e.reason) for e in load_jsonl(output / "quarantine.jsonl", SetAside)]
