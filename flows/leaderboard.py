@@ -12,11 +12,12 @@ from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 
 from flows.steps import Evaluated
-from flows.summary import HEADLINE, headline, load_results, percent
+from flows.summary import HEADLINE, headline, load_results, rounded, shown
 from lewis_core.artifacts import ArtifactRef, digest_json
 from lewis_core.config.evaluation import SpeakerRef
 from lewis_core.evaluation.records import PairedTest
 from lewis_core.records import JsonObject
+from lewis_core.report.labels import metric_style
 from tasks.checkpoints import Checkpoint
 from tasks.registry import EVALUATION, Registry
 from tasks.run import PipelineRun
@@ -92,11 +93,16 @@ def markdown(run: PipelineRun, standings: Sequence[Standing], number: tuple[str,
     lines += [f"| checkpoint | status | {name} | to the champion | p |", "|---|---|---|---|---|"]
     for one in rank(standings, number):
         test = one.test
-        against = f"{100 * test.difference:+.1f} | {test.p_value:.4f}" if test else "– | –"
-        lines.append(f"| {one.label} | {one.status} | {percent(deciding_value(one, number))} | {against} |")
+        against = f"{difference(number[2], test.difference)} | {test.p_value:.4f}" if test else "– | –"
+        lines.append(f"| {one.label} | {one.status} | {shown(number[2], deciding_value(one, number))} | {against} |")
     remarks = [(one.label, one.error or one.checkpoint.skipped) for one in standings if one.checkpoint]
     lines += ["", *(f"- {label}: {remark.splitlines()[0]}" for label, remark in remarks if remark)]
     return "\n".join(lines)
+
+
+def difference(metric: str, value: float) -> str:
+    """A signed difference: points of a share, else the metric's own unit."""
+    return f"{100 * value:+.1f}" if metric_style(metric).unit == "percent" else f"{value:+.3f}"
 
 
 def publish(
@@ -110,7 +116,7 @@ def publish(
 ) -> None:
     """Show the leaderboard, note results in the registry, and tell people if there is something new."""
     table, text = rows(standings, number, champion), markdown(run, standings, number, champion)
-    create_table_artifact(table, key="leaderboard", description=f"Checkpoints of {run.config.run.name}")
+    create_table_artifact(rounded(table), key="leaderboard", description=f"Checkpoints of {run.config.run.name}")
     create_markdown_artifact(text, key="leaderboard-summary", description=f"Checkpoints of {run.config.run.name}")
     run.tracker.parent().table("leaderboard", table)
     for one in standings:

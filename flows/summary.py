@@ -1,6 +1,6 @@
 """What a person sees of a finished run: Prefect artifacts, MLflow tables, one line of JSON."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
@@ -9,6 +9,7 @@ from flows.steps import INDEPENDENT, LISTENER, Evaluated
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.evaluation.records import EvaluationResult
 from lewis_core.records import Database, JsonObject, load_record
+from lewis_core.report.labels import metric_style
 from tasks.run import PipelineRun
 
 HEADLINE = {
@@ -95,8 +96,10 @@ def summary_markdown(run: PipelineRun, report: ArtifactRef, evaluated: Sequence[
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
         *(
-            f"| {name.replace('_', ' ')} | " + " | ".join(percent(column[name]) for column in columns.values()) + " |"
-            for name in HEADLINE
+            f"| {name.replace('_', ' ')} | "
+            + " | ".join(shown(where[-1], column[name]) for column in columns.values())
+            + " |"
+            for name, where in HEADLINE.items()
         ),
         "",
         f"Report: `{report_file(report)}`",
@@ -108,9 +111,19 @@ def summary_markdown(run: PipelineRun, report: ArtifactRef, evaluated: Sequence[
     return "\n".join(lines)
 
 
-def percent(value: float | None) -> str:
-    """A share as text, a missing one as a dash."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+def shown(metric: str, value: float | None) -> str:
+    """A number in its metric's unit: ``58.3 %`` or ``0.714``; a missing one as a dash."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.1f} %" if metric_style(metric).unit == "percent" else f"{value:.3f}"
+
+
+def rounded(rows: Sequence[Mapping[str, object]], digits: int = 4) -> list[dict[str, object]]:
+    """Rows of a table for people, whose columns sixteen digits would push out of sight."""
+    return [
+        {name: round(value, digits) if isinstance(value, float) else value for name, value in row.items()}
+        for row in rows
+    ]
 
 
 def publish(run: PipelineRun, report: ArtifactRef, evaluated: Sequence[Evaluated]) -> None:
@@ -118,7 +131,7 @@ def publish(run: PipelineRun, report: ArtifactRef, evaluated: Sequence[Evaluated
     text = summary_markdown(run, report, evaluated)
     create_markdown_artifact(text, key="pipeline-summary", description=f"Results of {run.config.run.name}")
     rows = metric_rows(evaluated)
-    create_table_artifact(rows, key="evaluation-metrics", description="All numbers, with 95 % intervals")
+    create_table_artifact(rounded(rows), key="evaluation-metrics", description="All numbers, with 95 % intervals")
     create_link_artifact(report_file(report).as_uri(), link_text="HTML report", key="report")
     parent = run.tracker.parent()
     parent.table("metrics", rows)

@@ -1,6 +1,7 @@
 """From a flow run to its MLflow run and back: tags on one side, an artifact on the other."""
 
 import logging
+import shlex
 
 from prefect import runtime as prefect_runtime
 from prefect.artifacts import create_markdown_artifact
@@ -23,7 +24,9 @@ def show_mlflow_run(run_id: str | None, url: str, uri: str) -> None:
     """Make the flow run's artifact that leads to its MLflow run; a flow without it is no reason to end a run."""
     if run_id is None:
         return
-    where = f"[{run_id}]({url})" if url else f"`{run_id}`; to see it: `mlflow ui --backend-store-uri {uri}`"
+    where = (
+        f"[{run_id}]({url})" if url else f"`{run_id}`; to see it: `mlflow ui --backend-store-uri {shlex.quote(uri)}`"
+    )
     try:
         create_markdown_artifact(
             f"MLflow run {where}", key="mlflow-run", description="Metrics, curves, samples, report"

@@ -10,9 +10,10 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-from flows.leaderboard import Standing, markdown, notify, rows
+from flows.leaderboard import Standing, difference, markdown, notify, rows
 from flows.reevaluate_checkpoints import choose_champion
 from flows.steps import Evaluated
+from flows.summary import rounded, shown
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.config.base import ModelRef
 from lewis_core.config.evaluation import SpeakerRef
@@ -211,6 +212,12 @@ def test_who_becomes_the_champion(
     values = [float(str(row["game listener accuracy"])) for row in table]
     assert values == sorted(values, reverse=True)
     assert f"Champion: **{verdict.after}**" in markdown(run, tested, NUMBER, verdict.after)  # type: ignore[arg-type]
+
+
+def test_numbers_are_shown_in_their_unit_and_short_enough_for_a_table() -> None:
+    assert (shown("accuracy", 7 / 12), shown("f1", 5 / 7), shown("f1", None)) == ("58.3 %", "0.714", "–")
+    assert (difference("accuracy", -0.125), difference("f1", 0.0625)) == ("-12.5", "+0.062")
+    assert rounded([{"value": 7 / 12, "n": 12, "low": None}]) == [{"value": 0.5833, "n": 12, "low": None}]
 
 
 @pytest.mark.usefixtures("prefect_server")
