@@ -12,6 +12,7 @@ import functools
 import json
 import os
 import sys
+import textwrap
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -323,6 +324,10 @@ def to_json(values: Mapping[str, object]) -> JsonObject:
 
 
 def short(summary: Mapping[str, object]) -> str:
-    """Counts of a stage on one line."""
-    text = ", ".join(f"{key} {value}" for key, value in summary.items() if not isinstance(value, dict | list))
-    return text[:300] or "nothing counted"
+    """Counts of a stage on one line; digests and what is empty are left to its manifest."""
+    counts = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in summary.items()
+        if not isinstance(value, dict | list) and value not in (None, "") and not key.endswith("sha256")
+    ]
+    return textwrap.shorten(", ".join(counts), 400, placeholder=" …") or "its numbers are in its folder"

@@ -18,6 +18,7 @@ from lewis_core.stages import Stage
 from tasks.gpus import GpuPool
 from tasks.run import pipeline_run
 from tasks.services import ModelService
+from tasks.stage import short
 from tests.orchestration.stand_ins import CountConfig, stand_in_command
 
 COUNT = Stage("count", "tests.orchestration.stand_ins:count")
@@ -287,3 +288,12 @@ def test_runs_in_different_work_folders_may_share_what_they_know(config: Pipelin
 
         ask()
     assert (tmp_path / "shared" / "known.txt").read_text() == "1"
+
+
+def test_the_line_of_a_finished_stage_holds_counts_only() -> None:
+    summary = {"concepts": 6, "share": 2 / 3, "verdict": "", "missing": None, "side_sha256": "ab" * 32, "ids": ["a"]}
+    assert short(summary) == "concepts 6, share 0.6667"
+    assert short({"ids": []}) == "its numbers are in its folder"
+    line = short({f"count_{number}": number for number in range(100)})
+    assert len(line) <= 400
+    assert line.endswith(", …"), "cut between two counts"
