@@ -33,6 +33,16 @@ def resolve_model_path(path: str) -> str:
     return str(folder)
 
 
+def base_folder(ref: ModelRef) -> Path:
+    """Folder of a model's own files; those of a hub id are fetched if they are not here."""
+    from huggingface_hub import snapshot_download
+
+    path = Path(resolve_model_path(ref.path))
+    if path.is_dir():
+        return path
+    return Path(snapshot_download(ref.path, revision=ref.revision, allow_patterns=["*.json", "*.safetensors"]))
+
+
 def adapter_folder(ref: ModelRef) -> Path | None:
     """Folder of a model's adapter, if it has one, with ``~`` replaced by the home folder."""
     return Path(os.path.expanduser(ref.adapter)) if ref.adapter else None  # noqa: PTH111 # an unknown user is no error

@@ -27,7 +27,7 @@ from lewis_core.data.images import load_rgb
 from lewis_core.errors import LewisError, MergeError, ModelError
 from lewis_core.listener.__main__ import read_model_ref
 from lewis_core.models.adapters import check_adapter
-from lewis_core.models.files import adapter_folder, resolve_model_path
+from lewis_core.models.files import adapter_folder, base_folder, resolve_model_path
 from lewis_core.models.loading import load_model, load_processor, resolve_dtype
 from lewis_core.prompts import prompt_set
 from lewis_core.training.shards import merge_files, read_plain_adapter
@@ -147,19 +147,9 @@ def write_merged(ref: ModelRef, folder: Path, runtime: Runtime) -> None:
         model, _ = load_model(ref.model_copy(update={"dtype": "float32"}), on_cpu)
         model.merge_and_unload().to(dtype).save_pretrained(folder)
     else:
-        merge_files(_base_folder(ref), additions, folder, dtype)
+        merge_files(base_folder(ref), additions, folder, dtype)
     loader: Any = AutoProcessor
     loader.from_pretrained(resolve_model_path(ref.path), revision=ref.revision).save_pretrained(folder)
-
-
-def _base_folder(ref: ModelRef) -> Path:
-    """Folder of the base's files; those of a hub id are fetched if they are not here."""
-    from huggingface_hub import snapshot_download
-
-    path = Path(resolve_model_path(ref.path))
-    if path.is_dir():
-        return path
-    return Path(snapshot_download(ref.path, revision=ref.revision, allow_patterns=["*.json", "*.safetensors"]))
 
 
 def compare(before: Sequence[Answer], after: Sequence[Answer], dtype: str) -> MergeCheck:

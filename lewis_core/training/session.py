@@ -9,9 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from lewis_core.config.base import Runtime
+from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.grpo import GrpoConfig
 from lewis_core.errors import StoppedError
+from lewis_core.models.files import base_folder
 from lewis_core.models.images import ImageFolder
 from lewis_core.records import JsonObject
 from lewis_core.reporting import Reporter
@@ -156,7 +157,7 @@ def write_results(
     if trainer.accelerator.is_main_process:
         folder = output_dir / ("model" if config.full_finetuning else "adapter")
         if config.full_finetuning:
-            _copy_model(work_dir / "final", folder)
+            _copy_model(work_dir / "final", folder, config.model)
         else:
             _copy_adapter(work_dir / "final", folder, config.model.path)
         (folder / CARD).write_text(render_card(config, metrics, lineage), encoding="utf-8")
@@ -196,6 +197,10 @@ def _copy_adapter(source: Path, target: Path, base: str) -> None:
     (target / "adapter_config.json").write_text(json.dumps(settings, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_model(source: Path, target: Path) -> None:
-    """Copy a model that was trained whole: weights, settings, tokenizer and processor."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.bin", "*.pt", "checkpoint-*"))
+def _copy_model(source: Path, target: Path, base: ModelRef) -> None:
+    """Copy a model that was trained whole: weights, under the names of its base, settings, tokenizer and processor."""
+    from lewis_core.training.shards import copy_weights
+
+    left_out = shutil.ignore_patterns("*.bin", "*.pt", "checkpoint-*", "*.safetensors", "*.safetensors.index.json")
+    shutil.copytree(source, target, ignore=left_out)
+    copy_weights(source, base_folder(base), target)

@@ -1,4 +1,4 @@
-"""Add an adapter to its base's files, one tensor after the other: a model need not fit into memory to be merged.
+"""A base's files with an adapter added or with trained weights, one tensor after the other: none need fit into memory.
 
 Only plain LoRA of linear layers is added this way. Each weight is read, the adapter's product is added in float32, and
 the sum is rounded once. Names of weights stay those of the base's files.
@@ -122,6 +122,24 @@ def merge_files(base: Path, additions: Mapping[str, Addition], out: Path, dtype:
     _copy_settings(base, out, str(dtype).removeprefix("torch."))
 
 
+def copy_weights(source: Path, base: Path, out: Path) -> None:
+    """Write weights that were trained whole under the names of their base's files, which every program knows.
+
+    transformers writes other names of a model that ZeRO-3 has spread, and DeepSpeed a head that is the embedding.
+
+    Args:
+        source: Folder of the trained weights.
+        base: Folder of the base.
+        out: Folder to write to; made.
+    """
+    names, shards = {bare(name): name for name, _ in _files(base)}, _Shards(out)
+    is_tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
+    for name, weight in _weights(source):
+        if not (is_tied and name == "lm_head.weight" and name not in names):
+            shards.add(names.get(bare(name), name), weight)
+    shards.close()
+
+
 class _Shards:
     """Writes weights to files of limited size, and an index of them."""
 
@@ -158,6 +176,13 @@ class _Shards:
 
 def _weights(base: Path) -> Iterator[tuple[str, Tensor]]:
     """All weights, in order of files and names; one at a time is in memory."""
+    for key, path in _files(base):
+        with safe_open(path, "pt") as file:
+            yield key, file.get_tensor(key)
+
+
+def _files(base: Path) -> Iterator[tuple[str, Path]]:
+    """Names of all weights, and the files that they are in, in order of files and names."""
     index = base / INDEX
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -166,7 +191,7 @@ def _weights(base: Path) -> Iterator[tuple[str, Tensor]]:
     for name in names:
         with safe_open(base / name, "pt") as file:
             for key in sorted(file.keys()):
-                yield key, file.get_tensor(key)
+                yield key, base / name
 
 
 def _copy_settings(base: Path, out: Path, dtype: str) -> None:

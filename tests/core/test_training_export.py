@@ -14,6 +14,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.errors import MergeError, ModelError
 from lewis_core.models.files import resolve_model_path
 from lewis_core.models.loading import load_model
+from lewis_core.testing import write_tiny_checkpoint
 from lewis_core.training import export, shards
 from lewis_core.training.assemble import adapter_config
 
@@ -116,6 +117,24 @@ def test_an_adapter_of_another_model_is_refused_by_name(ref: ModelRef, tmp_path:
     cut = dataclasses.replace(additions[name], b=additions[name].b[:-1])
     with pytest.raises(ModelError, match=r"the adapter adds .* numbers to a weight of"):
         shards.merge_files(base, {name: cut}, tmp_path / "b", torch.float32)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_weights_that_were_trained_whole_are_named_as_in_the_base(family: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    base = write_tiny_checkpoint(tmp_path / "base", family=family)
+    [file] = base.glob("*.safetensors")
+    weights = load_file(file)
+    trained = {name: weight + 1 for name, weight in weights.items()}
+    spread = {"model." + name.replace("language_model.", ""): weight for name, weight in trained.items()}
+    (tmp_path / "spread").mkdir()
+    save_file(spread | {"lm_head.weight": torch.zeros(1)}, tmp_path / "spread" / "model.safetensors")
+    shards.copy_weights(tmp_path / "spread", base, tmp_path / "out")
+    [file] = (tmp_path / "out").glob("*.safetensors")
+    found = load_file(file)
+    assert found.keys() == weights.keys()
+    assert all(found[name].equal(weight) for name, weight in trained.items())
 
 
 @pytest.mark.parametrize("changed", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"rank_pattern": {"q": 2}}])
