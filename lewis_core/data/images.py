@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lewis_core.data.limits import MAX_IMAGE_PIXELS as MAX_PIXELS
+from lewis_core.data.plain_jpeg import decode_plain, read_plain_size
 from lewis_core.errors import ImageError
 
 if TYPE_CHECKING:  # worker processes import this module, and each would load pydantic
@@ -77,8 +78,19 @@ def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sam
     data = _read_regular(f"{root}/{relative}", relative, max_pixels, follow=False)
     if data is None:  # a link
         data = _read(root, relative, max_pixels)
-    (width, height), cells = _decode(relative, data, max_pixels, _sample, silence=False)
+    (width, height), cells = _sample_plain(data, max_pixels) or _decode(
+        relative, data, max_pixels, _sample, silence=False
+    )
     return Sampled(hashlib.sha256(data).hexdigest(), width, height, cells)
+
+
+def _sample_plain(data: bytes, max_pixels: int) -> tuple[tuple[int, int], bytes] | None:
+    """Size and sample of a plain JPEG file, as of :func:`_sample`; ``None`` for files that are not, or not allowed."""
+    size = read_plain_size(data)
+    if size is None or size[0] * size[1] > max_pixels or max(size) > MAX_ASPECT * min(size):
+        return None
+    image = decode_plain(data, size, _SMALLEST)
+    return None if image is None else (size, sample_cells(image))
 
 
 def _sample(image: Image.Image) -> tuple[tuple[int, int], bytes]:

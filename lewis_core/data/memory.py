@@ -19,7 +19,7 @@ from types import TracebackType
 import PIL
 
 from lewis_core.artifacts import digest_file, digest_json
-from lewis_core.data import images, looks
+from lewis_core.data import images, looks, plain_jpeg
 from lewis_core.data.looks import Examined, Look
 
 logger = logging.getLogger(__name__)
@@ -120,5 +120,5 @@ def _to_line(known: Mapping[str, tuple[Stamp, Examined]]) -> str:
 
 def reader_digest() -> str:
     """Digest of what decides the results beside the files: this package's reading code, and Pillow."""
-    sources = [digest_file(Path(module.__file__)) for module in (images, looks) if module.__file__]
+    sources = [digest_file(Path(module.__file__)) for module in (images, plain_jpeg, looks) if module.__file__]
     return digest_json([*sources, PIL.__version__])
