@@ -67,5 +67,5 @@ def decode_plain(data: bytes, size: tuple[int, int], smallest: tuple[int, int]) 
     reduced = (-(-width // scale), -(-height // scale))
     try:
         return Image.frombytes("RGB", reduced, data, "jpeg", "RGB", "", scale, 0)
-    except (ValueError, OSError, MemoryError):
+    except (ValueError, OSError, MemoryError, TypeError):  # TypeError: the decoder of another Pillow, called otherwise
         return None
