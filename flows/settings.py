@@ -198,7 +198,7 @@ def is_repeated(keys: tuple[int | str, ...], found: Mapping[tuple[int | str, ...
     """Whether another problem says the same: one within the value, or one of the section that this value came from."""
     inner = (other for other in found if len(other) > len(keys) and other[: len(keys)] == keys)
     outer = (keys[:at] + keys[at + 1 :] for at in range(len(keys) - 1))
-    return any(inner) or any(found.get(place, {}).get("input") == found[keys]["input"] for place in outer)
+    return any(inner) or any(found[place]["input"] == found[keys]["input"] for place in outer if place in found)
 
 
 def explain(location: Sequence[int | str], problem: Mapping[str, Any], kind: type[BaseModel] = PipelineConfig) -> str:

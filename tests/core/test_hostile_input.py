@@ -183,6 +183,7 @@ BASE = {
 SECTIONS = sorted(PipelineConfig.model_fields)
 
 
+@example(section="analyses", key="unknown", value=None)
 @given(section=st.sampled_from([*SECTIONS, "nothing"]), key=st.text(max_size=6), value=values)
 @settings(max_examples=100, deadline=None)
 def test_settings_are_understood_or_refused_in_words(section: str, key: str, value: Any) -> None:
