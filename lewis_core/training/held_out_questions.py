@@ -71,15 +71,12 @@ class HeldOutQuestions(TrainerCallback):
             self._file.with_suffix(".tmp").replace(self._file)
 
     def _answer(self) -> list[Answer]:
-        temperature, self._trainer.temperature = self._trainer.temperature, 0.0
-        try:
+        with self._trainer.greedy():
             texts = [
                 text
                 for start in range(0, len(self._rows), self._at_once)
                 for text in describe(self._trainer, self._rows[start : start + self._at_once])
             ]
-        finally:
-            self._trainer.temperature = temperature
         return [parse_answer(text) for text in texts]
 
 

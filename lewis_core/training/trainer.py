@@ -6,6 +6,7 @@ every completion carries its prompt and its image, which is slow, and works wher
 private to TRL: a test pins their signatures.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -183,6 +184,17 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
             completions, logps = super()._generate_single_turn(prompt_ids, images, fields, num_generations)
         self._clock.count("rollout", sum(map(len, completions)))
         return completions, logps
+
+    @contextmanager
+    def greedy(self) -> Iterator[None]:
+        """While the block runs, completions are the likeliest ones, whoever writes them."""
+        kept = self.temperature, self.generation_config
+        self.temperature, self.generation_config = 0.0, copy.deepcopy(self.generation_config)
+        self.generation_config.update(do_sample=False, temperature=None, top_p=None, top_k=None, min_p=None)
+        try:
+            yield
+        finally:
+            self.temperature, self.generation_config = kept
 
     # Rewards ---------------------------------------------------------------------------------------------------
 

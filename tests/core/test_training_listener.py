@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
@@ -21,6 +22,7 @@ from lewis_core.prompts.pairs import pair_prompt
 from lewis_core.records import Database, DatabaseEntry, Description, Game, ImageRecord, save_jsonl, save_record
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
+from lewis_core.training.held_out import describe
 from lewis_core.training.held_out_questions import compare_answers
 from lewis_core.training.journal import read_rows
 from lewis_core.training.listener import check_answers, train_listener
@@ -154,6 +156,23 @@ def test_questions_about_held_out_things_change_no_bit(world: Path, tmp_path: Pa
     assert "held_out_accuracy_after" not in after[0]
 
 
+@pytest.mark.parametrize("rollouts", ["auto", "trl"])
+def test_greedy_answers_do_not_depend_on_chance(world: Path, tmp_path: Path, rollouts: str) -> None:
+    config = settings(world, rollouts=rollouts, temperature=5.0)
+    trainer = build_trainer_of(pair_rows(), [_reward], [1.0], tmp_path, config, world / "data", RUNTIME)
+    questions = [dict(row) for row in pair_rows()]
+
+    def answer(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        trainer.state.global_step = seed
+        return describe(trainer, questions)
+
+    with trainer.greedy():
+        first, second = answer(0), answer(1)
+    assert first == second
+    assert answer(0) != answer(1)
+
+
 def test_answers_before_and_after_are_compared_by_concept() -> None:
     rows = [{"answer": "yes" if n % 2 else "no", "concept": f"mug/m{n // 2:02}"} for n in range(40)]
     always_no, right = ["no"] * 40, [row["answer"] for row in rows]
@@ -196,8 +215,6 @@ def test_prompts_with_two_photos_are_tokenized_as_the_processor_does(world: Path
 
 
 def test_two_photos_a_prompt_cost_the_same_log_probabilities_as_in_stock_trl(world: Path, tmp_path: Path) -> None:
-    import torch
-
     from lewis_core.training.trainer import SpeakerTrainer
 
     trainer = build_trainer_of(pair_rows(), [_reward], [1.0], tmp_path, settings(world), world / "data", RUNTIME)
