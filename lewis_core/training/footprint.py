@@ -19,6 +19,8 @@ CONTEXT = 1.5 * GIB
 """CUDA's own memory, and the allocator's rounding."""
 PROMPT_TEXT = 256
 """Tokens of a prompt's text, at most."""
+SUB_GROUP = 1e9
+"""Weights that ZeRO-3 updates at once (``sub_group_size`` of its settings)."""
 LOGIT_ROWS = 1024
 """Rows of logits that are in memory at once, in float32, with what is computed from them."""
 _VISION = {"depth": 32, "hidden_size": 1280, "patch_size": 14, "spatial_merge_size": 2}
@@ -146,16 +148,18 @@ class Footprint:
     """Of the prompts of a process, as many as are good for speed, without checkpointing."""
     rollouts: float
     """Keys and values of all completions, or, under ZeRO-3, the whole model."""
+    update: float
+    """Gradients in float32, and flat, while DeepSpeed's optimiser steps."""
 
     @property
     def least(self) -> float:
         """With everything that saves memory."""
-        return self.weights + self.trained + max(self.least_activations, self.rollouts) + CONTEXT
+        return self.weights + self.trained + max(self.least_activations, self.rollouts, self.update) + CONTEXT
 
     @property
     def usual(self) -> float:
         """With everything that is good for speed."""
-        return self.weights + self.trained + max(self.usual_activations, self.rollouts) + CONTEXT
+        return self.weights + self.trained + max(self.usual_activations, self.rollouts, self.update) + CONTEXT
 
 
 def estimate_footprint(config: GrpoConfig, shape: Shape, photos: int = 1, vision_cache_mib: int = 2048) -> Footprint:
@@ -191,22 +195,37 @@ def estimate_footprint(config: GrpoConfig, shape: Shape, photos: int = 1, vision
         least_activations=tokens * (shape.layers * 3 * shape.hidden * size + layer) + logits,
         usual_activations=prompts * tokens * shape.layers * layer + logits,
         rollouts=cache + gathered,
+        update=_update_bytes(config, shape, size, spread),
     )
 
 
 def _trained_bytes(config: GrpoConfig, shape: Shape, size: int, spread: int) -> float:
     """What is kept for the weights that are trained."""
-    offloads = config.distributed.strategy.endswith("offload")
+    strategy = config.distributed.strategy
+    kept = size + (0 if strategy.endswith("offload") else 12)  # gradients; copies and AdamW's states in float32
     if not config.full_finetuning:
         adapter = shape.adapter_parameters(config.lora.r, config.lora.target_modules)
-        if config.distributed.strategy == "ddp":
+        if strategy == "ddp":
             return adapter * (4 + 4 + 8)  # weights, gradients and AdamW in float32
-        return adapter * 2 + adapter * (2 + (0 if offloads else 12)) / spread
+        return adapter * size + adapter * kept / spread
     trained = shape.language_parameters
     reference = (trained + shape.vision_parameters) * size if config.beta > 0 else 0.0
-    if config.distributed.strategy == "ddp":
+    if config.distributed.shards_weights:  # the reference is spread as the model is
+        reference = 0.0 if strategy == "zero3_offload" else reference / spread
+    if strategy == "ddp":
         return trained * 3 * size + reference
-    return trained * (2 + (0 if offloads else 12)) / spread + reference
+    return trained * kept / spread + reference
+
+
+def _update_bytes(config: GrpoConfig, shape: Shape, size: int, spread: int) -> float:
+    """What DeepSpeed's optimiser takes beside what is kept: a flat copy of its gradients, and one in float32."""
+    strategy = config.distributed.strategy
+    if strategy == "ddp" or strategy.endswith("offload") or not config.full_finetuning:
+        return 0.0  # an adapter's are small
+    at_once = shape.language_parameters / spread
+    if config.distributed.shards_weights:
+        at_once = min(at_once, SUB_GROUP)
+    return at_once * (size + (4 if size == 2 else 0))
 
 
 def tell(config: GrpoConfig, found: Footprint) -> str:

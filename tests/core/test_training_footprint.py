@@ -112,3 +112,17 @@ def test_full_finetuning_needs_what_is_well_known() -> None:
     )
     found = estimate_footprint(config, shape)
     assert found.trained == pytest.approx(shape.language_parameters * 14 / 8)
+    assert found.update == pytest.approx(shape.language_parameters * 6 / 8)  # a flat copy of gradients, one in float32
+
+
+def test_the_reference_of_full_finetuning_is_spread_as_the_model_is() -> None:
+    shape = read_shape("Qwen/Qwen2-VL-7B-Instruct")
+    assert shape is not None
+
+    def kept(strategy: str, beta: float) -> float:
+        changes = {"full_finetuning": True, "beta": beta, "num_processes": 8, "prompts_per_step": 8}
+        return estimate_footprint(settings(distributed={"strategy": strategy}, **changes), shape).trained
+
+    whole = (shape.language_parameters + shape.vision_parameters) * 2
+    shares = {strategy: kept(strategy, 0.04) - kept(strategy, 0.0) for strategy in ("zero2", "zero3", "zero3_offload")}
+    assert shares == pytest.approx({"zero2": whole, "zero3": whole / 8, "zero3_offload": 0.0})
