@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lewis_core.config.base import Runtime
 from lewis_core.config.grpo import GrpoConfig, LoraSettings, split_problem
 from lewis_core.errors import ConfigError, ModelError
+from lewis_core.models.files import base_folder
 from lewis_core.models.images import ImageSource
 from lewis_core.training.processes import shards_weights
 
@@ -85,6 +86,7 @@ def assemble_trainer(
     }
     if config.full_finetuning:
         backbone(model).visual.requires_grad_(False)
+        model.config._name_or_path = str(base_folder(config.model))  # TRL would read the newest revision's reference
     if config.model.engine == "plain":
         trainer = SpeakerTrainer(**arguments)
     else:

@@ -51,13 +51,8 @@ def test_trls_log_probabilities_still_have_the_arguments_that_are_read() -> None
     assert parameters[: len(wanted) + 1] == [*wanted, "compute_aux_loss"]
 
 
-@pytest.fixture(scope="module")
-def trainer(tmp_path_factory: pytest.TempPathFactory) -> SharedPrefixTrainer:
-    """Two prompts of different lengths, four completions each, an adapter that is not zero."""
-    folder = tmp_path_factory.mktemp("trainer")
-    write_tiny_checkpoint(folder / "model")
-    write_photo_tree(folder / "data", concepts=2)
-    reference = ModelRef(path=str(folder / "model"))
+def build(reference: ModelRef, folder: Path, **changes: Any) -> Any:
+    """A trainer of a model, with photos below a folder."""
     config = TrainSpeakerConfig(
         model=reference,
         listener=reference,
@@ -69,6 +64,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> SharedPrefixTrainer:
         max_new_tokens=12,
         beta=0.1,
         gradient_checkpointing=False,
+        **changes,
     )
     rows = Dataset.from_list(
         [
@@ -83,7 +79,16 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> SharedPrefixTrainer:
         ]
     )
     runtime = Runtime(device="cpu", torch_threads=1)
-    trainer = build_trainer(rows, FakeModel(), folder / "work", config, folder / "data", runtime)
+    return build_trainer(rows, FakeModel(), folder / "work", config, folder / "data", runtime)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> SharedPrefixTrainer:
+    """Two prompts of different lengths, four completions each, an adapter that is not zero."""
+    folder = tmp_path_factory.mktemp("trainer")
+    write_tiny_checkpoint(folder / "model")
+    write_photo_tree(folder / "data", concepts=2)
+    trainer = build(ModelRef(path=str(folder / "model")), folder)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
@@ -269,3 +274,19 @@ def test_no_vision_weight_is_trained(trainer: SharedPrefixTrainer) -> None:
     assert names
     assert all("language_model" in name and "lora_" in name for name in names)
     assert not Path(trainer.args.output_dir).exists() or not list(Path(trainer.args.output_dir).glob("checkpoint-*"))
+
+
+def test_the_reference_of_full_finetuning_is_of_the_models_own_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub's cache with two revisions of a model, of which another one is the newest."""
+    cache, commits = tmp_path / "cache", ["a" * 40, "b" * 40]
+    for seed, commit in enumerate(commits):
+        write_tiny_checkpoint(cache / "models--lewis--tiny" / "snapshots" / commit, seed=seed)
+    (cache / "models--lewis--tiny" / "refs").mkdir()
+    (cache / "models--lewis--tiny" / "refs" / "main").write_text(commits[1])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    write_photo_tree(tmp_path / "data", concepts=2)
+    trainer = build(ModelRef(path="lewis/tiny", revision=commits[0]), tmp_path, full_finetuning=True)
+    theirs = trainer.ref_model.state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in trainer.model.state_dict().items())
