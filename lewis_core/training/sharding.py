@@ -37,7 +37,7 @@ def whole_vision_tower(model: Any) -> Any:
         text.layer_types = text.layer_types[:1]
     config._attn_implementation = "sdpa"
     with _whole_weights(), torch.device(found.device):
-        twin = type(found)(config).to(found.dtype)
+        twin = type(found)._from_config(config, dtype=found.dtype)  # frequencies of positions stay float32
     with deepspeed.zero.GatheredParameters(list(found.visual.parameters())):
         twin.visual.load_state_dict(found.visual.state_dict())
     return twin.eval().requires_grad_(False)
