@@ -6,8 +6,11 @@ Runs as a stage of its own before a listener is started (``check-training``), an
 import importlib.util
 import logging
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
@@ -30,6 +33,7 @@ MAX_TEXTS = 2000
 """Different prompts that are tokenized; prompts of a data set differ in their category word mostly."""
 SHOWN = 3
 COLUMNS = ("prompt",)
+LEAST_DEEPSPEED = Version("0.19.2")
 
 
 def preflight_speaker(
@@ -109,12 +113,18 @@ def check_packages(config: GrpoConfig) -> None:
     """Check that what the strategy needs is installed.
 
     Raises:
-        ConfigError: If DeepSpeed is missing.
+        ConfigError: If DeepSpeed is missing or too old.
     """
     if config.distributed.strategy != "ddp" and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"training.distributed.strategy = {config.distributed.strategy!r} needs DeepSpeed, which is not installed: "
             "pip install 'lewis[gpu]', or set the strategy to 'ddp'"
+        )
+    if config.distributed.strategy != "ddp" and Version(found := version("deepspeed")) < LEAST_DEEPSPEED:
+        raise ConfigError(
+            f"training.distributed.strategy = {config.distributed.strategy!r} needs DeepSpeed {LEAST_DEEPSPEED} or "
+            f"newer, found {found}, which rounds the model's frequencies of positions to bfloat16: pip install "
+            "--upgrade 'lewis[gpu]', or set the strategy to 'ddp'"
         )
 
 

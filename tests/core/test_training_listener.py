@@ -22,6 +22,7 @@ from lewis_core.prompts.pairs import pair_prompt
 from lewis_core.records import Database, DatabaseEntry, Description, Game, ImageRecord, save_jsonl, save_record
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
+from lewis_core.training import preflight
 from lewis_core.training.held_out import describe
 from lewis_core.training.held_out_questions import compare_answers
 from lewis_core.training.journal import read_rows
@@ -368,6 +369,10 @@ def test_deepspeed_has_to_be_installed(world: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = settings(world, distributed={"strategy": "zero2"})
     with pytest.raises(ConfigError, match="needs DeepSpeed, which is not installed"):
+        check_training(config, speaker_rows(), RUNTIME)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr(preflight, "version", lambda _: "0.19.1")
+    with pytest.raises(ConfigError, match=r"needs DeepSpeed 0.19.2 or newer, found 0.19.1"):
         check_training(config, speaker_rows(), RUNTIME)
 
 
