@@ -155,9 +155,14 @@ class SharedPrefixTrainer(SpeakerTrainer):
         compute_aux_loss: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """Log-probabilities (rows, completion length) and entropies from packed groups; 0 after the end."""
+        """Log-probabilities (rows, completion length) and entropies from packed groups; 0 where rows are masked.
+
+        One token is read even if all rows are masked; its numbers count for nothing.
+        """
         mask = attention_mask[:, -logits_to_keep:].bool()
         completions = [ids[m].cpu() for ids, m in zip(input_ids[:, -logits_to_keep:], mask, strict=True)]
+        if not any(map(len, completions)):  # all are masked: a pass all the same, as in other processes, with a graph
+            completions[0] = input_ids[0, -1:].cpu()
         members: dict[int, list[int]] = {}
         for row, completion in enumerate(completions):
             if len(completion):  # masked rows are left out
@@ -171,12 +176,11 @@ class SharedPrefixTrainer(SpeakerTrainer):
         entropies = torch.zeros_like(logps)
         with self._together(part, meets=torch.is_grad_enabled()):
             self._clock.count(part, sum(group.tokens for group in groups))
-            if groups:
-                order = [row for of_prompt in members.values() for row in of_prompt]
-                at = _places(order, completions, logps.device)
-                read = self._read if torch.is_grad_enabled() else self._read_in_parts
-                values, of_entropy = read(model, groups)
-                logps, entropies = logps.index_put(at, values), entropies.index_put(at, of_entropy)
+            order = [row for of_prompt in members.values() for row in of_prompt]
+            at = _places(order, completions, logps.device)
+            read = self._read if torch.is_grad_enabled() else self._read_in_parts
+            values, of_entropy = read(model, groups)
+            logps, entropies = logps.index_put(at, values), entropies.index_put(at, of_entropy)
         return logps, entropies if compute_entropy else None, None
 
     def _read_in_parts(self, model: Any, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:

@@ -290,3 +290,19 @@ def test_the_reference_of_full_finetuning_is_of_the_models_own_revision(
     trainer = build(ModelRef(path="lewis/tiny", revision=commits[0]), tmp_path, full_finetuning=True)
     theirs = trainer.ref_model.state_dict()
     assert all(torch.equal(weight, theirs[name]) for name, weight in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_a_pass_whose_completions_are_all_masked_teaches_nothing(
+    trainer: SharedPrefixTrainer, batch: SimpleNamespace, beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All were cut off, and training.mask_truncated_completions is on."""
+    monkeypatch.setattr(trainer, "beta", beta)
+    inputs = batch.inputs | {"completion_mask": torch.zeros_like(batch.inputs["completion_mask"])}
+    trainer.model.zero_grad()
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert loss.item() == 0.0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
+    trainer.model.zero_grad()
