@@ -61,6 +61,8 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     _buffered_inputs: Any  # TRL's: micro-batches of the current generation
     reward_funcs: list[Any]  # TRL's
+    temperature: float  # of rollouts; TRL's
+    generation_config: Any  # of TRL's own rollouts
 
     def __init__(self, *, load: Callable[[str], Image.Image], may_checkpoint: bool = False, **arguments: Any) -> None:
         super().__init__(**arguments)

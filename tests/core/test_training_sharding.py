@@ -15,8 +15,8 @@ from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings
 from lewis_core.models.loading import load_model
 from lewis_core.testing import write_tiny_checkpoint
-from lewis_core.training.assemble import adapter_config
 from lewis_core.training import sharding
+from lewis_core.training.assemble import adapter_config
 from lewis_core.training.processes import settle_precision
 from lewis_core.training.sharding import share_precision, whole_vision_tower
 
@@ -50,9 +50,7 @@ def test_adapters_get_the_precision_of_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
-def test_a_copied_vision_tower_computes_the_same(
-    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copied_vision_tower_computes_the_same(tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = SimpleNamespace(GatheredParameters=lambda _: contextlib.nullcontext())
     write_tiny_checkpoint(tmp_path, family=family)
     model, _ = load_model(ModelRef(path=str(tmp_path), dtype="bfloat16"), Runtime(device="cpu"))
