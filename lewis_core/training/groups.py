@@ -39,13 +39,6 @@ def check_groups(rows: Sequence[Row], size: int) -> None:
             )
 
 
-def content_parts(content: str | Sequence[Row]) -> list[dict[str, Any]]:
-    """A message's content as parts, without the empty fields that a table of parts has."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    return [{name: value for name, value in part.items() if value is not None} for part in content]
-
-
 def level_groups(rewards: "Tensor", size: int) -> "Tensor":
     """Find the completions whose group has nothing to compare: all its rewards are equal.
 

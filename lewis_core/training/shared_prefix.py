@@ -21,6 +21,7 @@ from lewis_core.models.packing import IGNORE, Group, batches, pack
 from lewis_core.models.sampling import Sampler, Sampling, Written
 from lewis_core.seeding import stable_seed
 from lewis_core.training.processes import shards_weights
+from lewis_core.training.prompts import prompt_tokens
 from lewis_core.training.sharding import in_step
 from lewis_core.training.trainer import Photos, Row, SpeakerTrainer
 
@@ -74,7 +75,8 @@ class SharedPrefixTrainer(SpeakerTrainer):
         self._prompts = []
         for text, query in zip(texts, queries, strict=True):
             images = tuple(features[photo] for photo in query)
-            self._prompts.append(Prompt(self._expand(text, [len(image.tokens) for image in images]), images))
+            ids = prompt_tokens(self.processing_class, text, [len(image.tokens) for image in images])
+            self._prompts.append(Prompt(ids, images))
         return [prompt.ids for prompt in self._prompts]
 
     def _generate_single_turn(

@@ -26,11 +26,12 @@ from lewis_core.rewards.hacks import DEGENERATE, HACKS, find_hacks
 from lewis_core.rewards.trl import ListenerReward, completion_text, game_of
 from lewis_core.training import checkpoints
 from lewis_core.training.clock import StepClock
-from lewis_core.training.groups import check_groups, clear_level_groups, content_parts, photos_of
+from lewis_core.training.groups import check_groups, clear_level_groups, photos_of
 from lewis_core.training.journal import Journal
 from lewis_core.training.meeting import Meeting, hold
 from lewis_core.training.order import EpochSampler
 from lewis_core.training.processes import shards_weights
+from lewis_core.training.prompts import prompt_text, prompt_tokens
 from lewis_core.training.samples import sample_rows
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         self._queries, self._prompt_of_row = [], []
         numbers: dict[tuple[Photos, str], int] = {}
         for messages, row in zip(prompts, self._rows, strict=True):
-            key = photos_of(row), self._prompt_text(messages)
+            key = photos_of(row), prompt_text(self.processing_class, messages, **self.chat_template_kwargs)
             if key not in numbers:
                 numbers[key] = len(numbers)
                 self._queries.append(key[0])
@@ -136,32 +137,12 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
             self.meeting.meet()
         return [ids[number] for number in self._prompt_of_row], None, {}
 
-    def _prompt_text(self, messages: Sequence[Row]) -> str:
-        """Render messages by the chat template, with the image in front of the first user's text if it has none."""
-        contents = [content_parts(message["content"]) for message in messages]
-        first = next(index for index, message in enumerate(messages) if message["role"] == "user")
-        if not any(part["type"] == "image" for part in contents[first]):
-            contents[first].insert(0, {"type": "image"})
-        chat = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-        text: str = self.processing_class.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False, **self.chat_template_kwargs
-        )
-        return text
-
     def _tokenize(self, texts: Sequence[str], queries: Sequence[Photos]) -> list[list[int]]:
         merged = self.processing_class.image_processor.merge_size**2
         sizes = [(self._pixels([query])["image_grid_thw"].prod(-1) // merged).tolist() for query in queries]
-        return [self._expand(text, of_photos) for text, of_photos in zip(texts, sizes, strict=True)]
-
-    def _expand(self, text: str, visual_tokens: Sequence[int]) -> list[int]:
-        """Tokens of a text with photos, each of which has a number of visual tokens."""
-        token: str = self.processing_class.image_token
-        first, *rest = text.split(token)
-        if len(rest) != len(visual_tokens):
-            raise ValueError(f"the prompt has {len(rest)} places for photos, and the row {len(visual_tokens)} photos")
-        text = first + "".join(token * size + after for size, after in zip(visual_tokens, rest, strict=True))
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return [
+            prompt_tokens(self.processing_class, text, of_photos) for text, of_photos in zip(texts, sizes, strict=True)
+        ]
 
     def _pixels(self, queries: Sequence[Photos]) -> dict[str, Tensor]:
         """Pixels and grids of some prompts' photos, as the processor makes them."""
