@@ -1,44 +1,84 @@
-"""What opens the files of a data root: this process, threads or processes, as their number deserves."""
+"""What opens the files of a data root: this process, with threads or other processes to help, as their number deserves.
+
+Decoding leaves the interpreter, but opening a small image mostly runs in it: processes are twice as fast as threads
+there, and not slower elsewhere. They do not load the main module, so that they start fast whatever it is.
+"""
 
 import multiprocessing
+import selectors
+import subprocess
+import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
 from lewis_core.data.images import Sampled
 from lewis_core.data.looks import Examined, examine
-from lewis_core.data.workers import prepare_worker, sample_chunk
+from lewis_core.data.workers import Chunk, sample_chunk
 from lewis_core.errors import DataError
 
 Outcome = tuple[str, Examined | str]
 """Path of a file, and what is known of it or the reason why it cannot be used."""
 _CHUNK = 64
 _WORTH_PROCESSES = 2000
-"""Files from which on processes are started: with so many small images, two have made up for their start."""
+"""Files from which on processes are started: with so many small images, one has made up for its start."""
+_AHEAD = 2
+"""Chunks that a process is given at a time, so that the next one is there when one is done."""
+_SERVE = "import sys; sys.path = {path!r}; from lewis_core.data.workers import serve; serve({descriptor})"
+
+
+class Helper:
+    """Another process that opens files; it ends when this one does, however that happens."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        self.given: deque[Sequence[str]] = deque()
+        """Paths of the chunks that it has not answered."""
+        with theirs:
+            program = _SERVE.format(path=sys.path, descriptor=theirs.fileno())
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+            )
+
+    def give(self, chunk: Chunk) -> None:
+        """Let it open files."""
+        try:
+            self.connection.send(chunk)
+        except ConnectionError as error:
+            raise _killed() from error
+        self.given.append(chunk[0])
+
+    def take(self) -> list[Outcome]:
+        """Wait for its next answer."""
+        try:
+            found = self.connection.recv()
+        except (EOFError, ConnectionError) as error:
+            raise _killed() from error
+        return _see(self.given.popleft(), found)
+
+    def end(self) -> None:
+        """End it, also in the middle of a file."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
 
 
 class Readers:
     """Opens files; a context manager.
 
-    Decoding leaves the interpreter, but opening a small image mostly runs in it: processes are twice as fast as threads
-    there, and not slower elsewhere. They start at once, so that they are there when their work has been found.
+    Processes start at once, so that they are there when their work has been found.
 
     Args:
         num_files: About how many there will be to open; few are not worth starting processes for.
-        num_workers: Threads or processes; the results do not depend on it.
+        num_workers: Threads or processes, this one included; the results do not depend on it.
     """
 
     def __init__(self, num_files: int, num_workers: int) -> None:
-        self._pool: Executor | None = None
-        if num_workers > 1 and num_files >= _WORTH_PROCESSES:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=prepare_worker)
-            for _ in range(num_workers):
-                self._pool.submit(sample_chunk, ([], Path(), 0))  # starts one
-        elif num_workers > 1:
-            self._pool = ThreadPoolExecutor(num_workers)
+        worth = num_files >= _WORTH_PROCESSES
+        self.helpers = [Helper() for _ in range(num_workers - 1)] if worth else []
+        self._threads = ThreadPoolExecutor(num_workers) if num_workers > 1 and not worth else None
 
     def examine(self, paths: Sequence[str], root: Path, max_pixels: int) -> Iterator[list[Outcome]]:
         """Open files in chunks.
@@ -49,21 +89,36 @@ class Readers:
             max_pixels: Larger images are refused before they are decoded.
 
         Yields:
-            What is known of the files of a chunk, in order.
+            What is known of the files of a chunk; chunks in no order.
 
         Raises:
             DataError: If a process was killed.
         """
-        chunks = [(paths[start : start + _CHUNK], root, max_pixels) for start in range(0, len(paths), _CHUNK)]
-        try:
-            samples = (map if self._pool is None else self._pool.map)(sample_chunk, chunks)
-            for (chunk, _, _), found in zip(chunks, samples, strict=True):
-                yield _see(chunk, found)
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a process that opens photos was killed, perhaps for want of memory; what was read is remembered. Try "
-                "again, with fewer processes (run.runtime.num_workers) or smaller photos (catalog.max_image_pixels)"
-            ) from error
+        starts = range(0, len(paths), _CHUNK)
+        chunks: list[Chunk] = [(paths[start : start + _CHUNK], root, max_pixels) for start in starts]
+        if self.helpers:
+            yield from self._share(iter(chunks))
+            return
+        samples = (map if self._threads is None else self._threads.map)(sample_chunk, chunks)
+        for (chunk, _, _), found in zip(chunks, samples, strict=True):
+            yield _see(chunk, found)
+
+    def _share(self, chunks: Iterator[Chunk]) -> Iterator[list[Outcome]]:
+        """Deal chunks to the other processes, and open some here while none of them has an answer."""
+        with selectors.DefaultSelector() as answers:
+            for helper in self.helpers:
+                answers.register(helper.connection, selectors.EVENT_READ, helper)
+            is_done = False
+            while not is_done or any(helper.given for helper in self.helpers):
+                for helper in self.helpers:
+                    while len(helper.given) < _AHEAD and (chunk := next(chunks, None)):
+                        helper.give(chunk)
+                if answered := answers.select(timeout=None if is_done else 0):
+                    yield from (key.data.take() for key, _ in answered)
+                elif own := next(chunks, None):
+                    yield _see(own[0], sample_chunk(own))
+                else:
+                    is_done = True
 
     def __enter__(self) -> "Readers":
         return self
@@ -72,8 +127,17 @@ class Readers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the threads or processes; what has not begun is not done any more."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        for helper in self.helpers:
+            helper.end()
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
+
+def _killed() -> DataError:
+    return DataError(
+        "a process that opens photos was killed, perhaps for want of memory; what was read is remembered. Try "
+        "again, with fewer processes (run.runtime.num_workers) or smaller photos (catalog.max_image_pixels)"
+    )
 
 
 def _see(paths: Sequence[str], found: Sequence[Sampled | str]) -> list[Outcome]:

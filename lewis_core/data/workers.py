@@ -1,22 +1,24 @@
-"""What worker processes do to inspect files.
+"""What a process does that inspects files for another one.
 
-A module of its own that imports Pillow only, neither numpy nor pydantic, so that they start fast.
+A module of its own that imports Pillow only, neither numpy nor pydantic, so that such a process starts fast.
 """
 
-import multiprocessing
-import os
-import threading
+import contextlib
+import signal
 import warnings
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from lewis_core.data.images import Sampled, sample_image
 from lewis_core.errors import ImageError
 
+Chunk = tuple[Sequence[str], Path, int]
+"""Paths of files, the data root that they lie in, and the largest number of pixels."""
 
-def sample_chunk(chunk: tuple[Sequence[str], Path, int]) -> list[Sampled | str]:
-    """Open files: paths, data root, largest number of pixels.
+
+def sample_chunk(chunk: Chunk) -> list[Sampled | str]:
+    """Open files.
 
     Returns:
         What is known of each, or the reason why it cannot be used.
@@ -32,14 +34,10 @@ def _sample_one(path: str, root: Path, max_pixels: int) -> Sampled | str:
         return error.reason
 
 
-def prepare_worker() -> None:
-    """In a worker process: end when the parent is gone, however it ended."""
+def serve(descriptor: int) -> None:
+    """Open the chunks of files that come through a socket, until its other end is closed, however that happened."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent to both; the other process says what becomes of this one
     warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_and_end, args=(parent,), daemon=True).start()
-
-
-def _wait_and_end(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
+    with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(sample_chunk(connection.recv()))
