@@ -1,13 +1,17 @@
-"""What a process does that inspects files for another one.
+"""What processes do that open photos for another one.
 
-A module of its own that imports Pillow only, neither numpy nor pydantic, so that such a process starts fast.
+A module of its own that imports Pillow only, neither numpy nor pydantic, so that they start fast.
 """
 
 import contextlib
+import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from lewis_core.data.images import Sampled, sample_image
@@ -41,3 +45,16 @@ def serve(descriptor: int) -> None:
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         while True:
             connection.send(sample_chunk(connection.recv()))
+
+
+def prepare_worker() -> None:
+    """In a worker process of a pool: end when the parent is gone, however it ended."""
+    warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_wait_and_end, args=(parent,), daemon=True).start()
+
+
+def _wait_and_end(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

@@ -1,6 +1,5 @@
 """A second catalog of the same folder opens new and changed files only, and is right whatever happened to them."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -208,10 +207,23 @@ def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPa
 def test_a_killed_process_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_WORTH_PROCESSES", 1)
     with readers.Readers(num_files=1, num_workers=2) as opened:
-        for process in multiprocessing.active_children():
-            process.kill()
+        [helper] = opened.helpers
+        helper.process.kill()
         with pytest.raises(DataError, match=r"was killed, perhaps for want of memory; .*run\.runtime\.num_workers"):
             list(opened.examine(["train/bag/b00/0.jpg"] * 1000, root, 10_000))
+
+
+def test_a_helper_ends_with_the_process_that_it_helps(root: Path) -> None:
+    """However that ends; the helper holds the pipe, too, that is read here to its end."""
+    program = (
+        "import os, signal; from lewis_core.data.readers import Readers; from pathlib import Path\n"
+        "readers = Readers(num_files=10**6, num_workers=2)\n"
+        f"next(readers.examine(['train/bag/b00/0.jpg'] * 1000, Path({str(root)!r}), 10_000))\n"
+        "print(readers.helpers[0].process.poll(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout) == (-signal.SIGKILL, "None\n")
 
 
 def test_an_image_error_names_its_file(root: Path) -> None:
