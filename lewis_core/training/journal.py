@@ -13,12 +13,16 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, last_step: int | None = None) -> list[Row]:
-    """Read a JSONL file of rows with a ``step``; a cut last line and rows after ``last_step`` are left out."""
+    """Read a JSONL file of rows with a ``step``; a cut last line and rows after ``last_step`` are left out.
+
+    Lines end with a line feed and nothing else: completions may hold the other signs that Unicode counts as ends. A
+    cut may go through a letter of several bytes.
+    """
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
+            row = json.loads(line.decode())
+        except ValueError:
             break
         if last_step is None or row["step"] <= last_step:
             rows.append(row)
@@ -43,7 +47,10 @@ class Journal:
         """Drop rows after a step, and a cut last line."""
         text = "".join(_line(row) for row in read_rows(self.path, last_step))
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text(text, encoding="utf-8")
+        with part.open("wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(self.path)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -23,7 +23,7 @@ from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoin
 from lewis_core.training.assemble import check_batches
 from lewis_core.training.callbacks import rename_metrics
 from lewis_core.training.checkpoints import newest_checkpoint, seal
-from lewis_core.training.journal import read_rows
+from lewis_core.training.journal import Journal, read_rows
 from lewis_core.training.queries import separate_photos
 from lewis_core.training.rows import load_rows
 from lewis_core.training.speaker import COLUMNS, train_on_rows, train_speaker
@@ -380,3 +380,14 @@ def test_rows_of_a_killed_run_end_at_the_resumed_step(tmp_path: Path) -> None:
     assert read_rows(path, last_step=2) == [{"step": 1}, {"step": 2}]
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
     assert read_rows(tmp_path / "missing") == []
+
+
+def test_completions_with_any_sign_survive_a_cut_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "completions.jsonl")
+    rows = [{"step": 1, "completion": "a\u2028b\x85c\u2029d\n"}, {"step": 2, "completion": "é"}]
+    journal.append(rows)
+    with journal.path.open("ab") as file:
+        file.write('{"step": 3, "completion": "é'.encode()[:-1])  # cut within a letter
+    assert read_rows(journal.path) == rows
+    journal.rewind(2)
+    assert read_rows(journal.path) == rows
