@@ -28,6 +28,8 @@ PARAM_LENGTH, TAG_LENGTH = 6000, 5000
 REFUSALS = range(400, 500)
 PASSING = (401, 403, 408, 429)
 REGISTERED = "lewis.checkpoint.registered"
+UNFINISHED = "lewis.unfinished"
+"""Tag of a version that has no alias yet, and of which nobody was told."""
 
 
 def is_refusal(error: Exception) -> bool:
@@ -178,6 +180,8 @@ class Sender:
             client.create_registered_model(name, description="LoRA adapters trained with the Lewis game")
         for version in client.search_model_versions(f"name = '{name}'"):
             if version.tags.get("adapter_digest") == adapter.digest:
+                if UNFINISHED in version.tags:  # the process that registered it was killed
+                    self._finish_registration(name, str(version.version), adapter.digest)
                 return
         run = self.ids.get(entry.get("made_by") or "", self.ids[entry["run"]])
         title = str(entry.get("title") or name)
@@ -195,12 +199,16 @@ class Sender:
             name,
             source=f"models:/{model.model_id}",
             run_id=run,
-            tags=tags,
+            tags={**tags, UNFINISHED: "true"},
             model_id=model.model_id,
             description=title,
         )
-        client.set_registered_model_alias(name, "candidate", made.version)
-        announce(name, str(made.version), adapter.digest, str(self._header["run_name"]))
+        self._finish_registration(name, str(made.version), adapter.digest)
+
+    def _finish_registration(self, name: str, version: str, digest: str) -> None:
+        self._mlflow.set_registered_model_alias(name, "candidate", version)
+        announce(name, version, digest, str(self._header["run_name"]))
+        self._mlflow.delete_model_version_tag(name, version, UNFINISHED)
 
 
 def announce(name: str, version: str, digest: str, run_name: str) -> None:

@@ -59,6 +59,28 @@ def config(tracking_uri: str) -> TrackingConfig:
     return TrackingConfig(experiment="journal", uri=tracking_uri)
 
 
+def test_a_registration_that_was_killed_halfway_is_finished(
+    config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version was made; its alias was not set, and nobody was told."""
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr("tasks.sending.announce", lambda *words: told.append(words))
+    named = config.model_copy(update={"registered_model": "halved"})
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    with monkeypatch.context() as killed:
+        killed.setattr(Sender, "_finish_registration", lambda *_: None)
+        run_something(named, tmp_path / "first", adapter=tmp_path)
+    client = MlflowClient(config.uri)
+    assert client.get_registered_model("halved").aliases == {} and told == []
+    run_something(named, tmp_path / "second", adapter=tmp_path)
+    assert {name: str(number) for name, number in client.get_registered_model("halved").aliases.items()} == {
+        "candidate": "1"
+    }
+    assert [words[:2] for words in told] == [("halved", "1")]
+    assert "lewis.unfinished" not in client.get_model_version("halved", "1").tags
+
+
 @pytest.fixture
 def away(tracking_uri: str) -> Iterator[TrackingConfig]:
     """A tracking server that answers everything with 500."""
