@@ -13,7 +13,7 @@ from lewis_core.config.grpo import GrpoConfig, LoraSettings, split_problem
 from lewis_core.errors import ConfigError, ModelError
 from lewis_core.models.files import base_folder
 from lewis_core.models.images import ImageSource
-from lewis_core.training.processes import shards_weights
+from lewis_core.training.processes import as_main, shards_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -133,10 +133,13 @@ def _plan(model: Any, config: GrpoConfig, work_dir: Path) -> "Plan":
     from lewis_core.training import memory
 
     share, file = check_batches(config), work_dir / PLAN
-    if file.is_file():
-        kept = memory.Plan(**json.loads(file.read_text(encoding="utf-8")))
-        if share % kept.prompts == 0:
-            return kept
+
+    def read() -> "Plan | None":
+        return memory.Plan(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    kept = as_main(read)
+    if kept is not None and share % kept.prompts == 0:
+        return kept
     found = memory.estimate(model, config)
     chosen = memory.agree(memory.plan(found, config, share), model.device)
     logger.info(memory.report(found, chosen))

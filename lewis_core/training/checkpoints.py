@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,12 +25,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lewis_core.artifacts import digest_file
 from lewis_core.errors import CheckpointError
+from lewis_core.training.processes import as_main
 
 logger = logging.getLogger(__name__)
 SEAL = "complete"
 """File that is written into a checkpoint last."""
+_NAME = re.compile(r"checkpoint-\d+")
 KEPT = 2
 """Checkpoints that are kept: the newest one, and one to fall back on."""
+VISIBLE_S = 90.0
+"""Longest time until other machines see what one has written: those of NFS look after a minute."""
 UNWRITABLE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -75,10 +81,33 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def agree_on_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that can be used, as the main process sees it; called by all processes.
+
+    Raises:
+        CheckpointError: If this process does not see it.
+    """
+    found = as_main(lambda: newest_checkpoint(folder))
+    deadline = time.monotonic() + VISIBLE_S
+    while found is not None and not is_sealed(found):
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"the main process goes on from {found}, which this one does not see: the work folder has to be on a "
+                "file system that all machines share"
+            )
+        time.sleep(1.0)
+    return found
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints, whole or not, oldest first; folders that people have named like one are none."""
+    return sorted((path for path in folder.glob("*") if _NAME.fullmatch(path.name)), key=step_of)
+
+
 def newest_checkpoint(folder: Path) -> Path | None:
     """Find the newest checkpoint that can be used; what cannot is removed by the main process."""
     found = None
-    for path in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+    for path in reversed(_checkpoints(folder)):
         if found is not None and is_sealed(path):
             continue
         if found is None and is_whole(path):
@@ -99,7 +128,7 @@ def remove(folder: Path) -> None:
 
 def prune(folder: Path, kept: int = KEPT) -> None:
     """Remove all but the newest complete checkpoints."""
-    complete = sorted(filter(is_sealed, folder.glob("checkpoint-*")), key=step_of)
+    complete = list(filter(is_sealed, _checkpoints(folder)))
     for path in complete[: -kept or None]:
         remove(path)
 

@@ -3,12 +3,14 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from lewis_core.config.base import Runtime
 
 logger = logging.getLogger(__name__)
+Value = TypeVar("Value")
 
 
 def join_process_group(runtime: Runtime, timeout_s: int, dtype: str) -> Any:
@@ -68,6 +70,18 @@ def shards_weights() -> bool:
 def is_alone() -> bool:
     """Whether this is the only process of the training."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def as_main(find: Callable[[], Value]) -> Value:
+    """What the main process finds, in every process; others may see a folder of a shared file system as it was."""
+    if is_alone():
+        return find()
+    from accelerate.utils import broadcast_object_list
+
+    told = [find() if int(os.environ.get("RANK", "0")) == 0 else None]
+    broadcast_object_list(told)
+    found: Any = told[0]
+    return found  # type: ignore[no-any-return]
 
 
 def shared_store() -> Any:

@@ -74,11 +74,11 @@ def run_training(
         SystemExit: With status 143, after SIGTERM and a saved checkpoint.
     """
     from lewis_core.training.callbacks import StopOnSignal, observe
-    from lewis_core.training.checkpoints import newest_checkpoint
+    from lewis_core.training.checkpoints import agree_on_checkpoint
     from lewis_core.training.peers import end_without_peers
 
     kept = join_process_group(runtime, config.distributed.timeout_s, config.model.dtype)
-    checkpoint = newest_checkpoint(work_dir / "checkpoints")
+    checkpoint = agree_on_checkpoint(work_dir / "checkpoints")
     reporter.log_params(config.model_dump(mode="json"))
     with end_without_peers(), StopOnSignal(config.num_iterations) as stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=RENAMED, category=FutureWarning)

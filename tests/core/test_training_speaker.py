@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from lewis_core.artifacts import ArtifactRef, ArtifactStore
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, RewardsConfig, TrainSpeakerConfig
-from lewis_core.errors import ConfigError, DataError, ListenerUnavailableError, ModelError
+from lewis_core.errors import CheckpointError, ConfigError, DataError, ListenerUnavailableError, ModelError
 from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.models.images import ImageFolder
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoint
 from lewis_core.training.assemble import check_batches
 from lewis_core.training.callbacks import rename_metrics
+from lewis_core.training import checkpoints
 from lewis_core.training.checkpoints import newest_checkpoint, seal
 from lewis_core.training.journal import Journal, read_rows
 from lewis_core.training.queries import separate_photos
@@ -221,11 +222,25 @@ def test_a_half_written_checkpoint_is_not_used(tmp_path: Path) -> None:
         (tmp_path / name / "weights").write_text("weights")
         if complete:
             seal(tmp_path / name)
+    (tmp_path / "checkpoint-2-kept by hand").mkdir()
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found.name == "checkpoint-10"  # by number, not by name
+    assert (tmp_path / "checkpoint-2-kept by hand").exists()
     assert not (tmp_path / "checkpoint-12").exists()
     assert newest_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_process_goes_on_from_what_the_main_one_has_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = tmp_path / "checkpoint-4"
+    monkeypatch.setattr(checkpoints, "as_main", lambda find: chosen)
+    monkeypatch.setattr(checkpoints, "VISIBLE_S", -1.0)
+    with pytest.raises(CheckpointError, match="checkpoint-4, which this one does not see"):
+        checkpoints.agree_on_checkpoint(tmp_path)
+    chosen.mkdir()
+    (chosen / "weights").write_text("weights")
+    seal(chosen)
+    assert checkpoints.agree_on_checkpoint(tmp_path) == chosen
 
 
 def test_training_that_was_killed_after_its_last_step_only_writes_results(train: Any, tmp_path: Path) -> None:
