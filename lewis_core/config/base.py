@@ -48,10 +48,14 @@ def arrange_form(schema: JsonSchemaValue) -> None:
 
 
 class FrozenConfig(BaseModel):
-    """Base of all settings: immutable, no unknown keys, field docstrings become the schema's text."""
+    """Base of all settings: immutable, no unknown keys, finite numbers; field docstrings become the schema's text."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, field_title_generator=title_of
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        field_title_generator=title_of,
     )
     changes_result: ClassVar[bool] = True
     """Whether these settings decide what a stage computes, and so identify it."""

@@ -1,12 +1,14 @@
 """Settings that training by GRPO has in common, whoever is trained: adapter, optimisation, processes, limits."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from lewis_core.config.base import FrozenConfig, ModelRef
 from lewis_core.config.watchdogs import WatchdogsConfig
 
+Average = Annotated[float, Field(ge=0, lt=1)]
+"""Share of the old value in a running average."""
 Strategy = Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 
 
@@ -19,7 +21,9 @@ class LoraSettings(FrozenConfig):
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
     """Linear layers of the language model that are adapted; the vision tower stays frozen."""
 
 
@@ -81,7 +85,7 @@ class GrpoConfig(FrozenConfig):
     """Course of the learning rate after warm-up."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decay of AdamW."""
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Average, Average] = (0.9, 0.999)
     """Averages of AdamW."""
     beta: float = Field(default=0.04, ge=0)
     """Weight of the KL term that holds the model near its base."""
@@ -96,10 +100,10 @@ class GrpoConfig(FrozenConfig):
     """TRL's loss."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """Ratios per token, or one per completion (GSPO: with loss ``grpo``)."""
-    epsilon: float = Field(default=0.2, gt=0)
+    epsilon: float = Field(default=0.2, gt=0, le=1)
     """Clipping of ratios below 1, and above unless ``epsilon_high`` is set."""
     epsilon_high: float | None = Field(default=None, gt=0)
-    """Clipping of ratios above 1."""
+    """Clipping of ratios above 1; with the loss ``cispo``, the largest ratio itself, e.g. 5."""
     num_iterations: int = Field(default=1, ge=1)
     """Updates made of one generation of completions."""
     mask_truncated_completions: bool = False
@@ -125,7 +129,7 @@ class GrpoConfig(FrozenConfig):
     """When training is warned about and stopped."""
     num_processes: int = Field(default=1, ge=1)
     """Processes of ``accelerate launch`` on all machines together, one per GPU."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the data order, the adapter and the rollouts."""
 
     @field_validator("num_generations")
@@ -165,6 +169,11 @@ class GrpoConfig(FrozenConfig):
         if self.distributed.shards_weights and self.model.adapter is not None:
             problems.append(
                 "an adapter cannot be continued under ZeRO-3; merge it into the base first, or use 'zero2' or 'ddp'"
+            )
+        if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
+            problems.append(
+                "the loss 'cispo' cuts ratios off at epsilon_high itself, so that one below 1 scales every update down; "
+                "set epsilon_high, e.g. to 5.0"
             )
         if self.full_finetuning and self.model.adapter is not None:
             problems.append("full_finetuning trains the base itself; merge model.adapter into it first, or unset one")

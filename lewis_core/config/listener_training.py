@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lewis_core.config.base import FrozenConfig
 from lewis_core.config.grpo import GrpoConfig
@@ -25,6 +25,12 @@ class ConsistencyRewardConfig(FrozenConfig):
     unreadable: float = -1.0
     """Of a completion without an answer. Not better than any wrong answer (the reference has 0, so that saying nothing
     pays)."""
+
+    @model_validator(mode="after")
+    def _prefers_the_right_answer(self) -> "ConsistencyRewardConfig":
+        if self.shape == "weighted" and self.right <= max(self.false_yes, self.false_no, self.unreadable):
+            raise ValueError(f"right ({self.right:g}) must be worth more than false_yes, false_no and unreadable")
+        return self
 
 
 class AnswerFormatConfig(FrozenConfig):

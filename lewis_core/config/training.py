@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lewis_core.config.base import FrozenConfig, ModelRef
 from lewis_core.config.grpo import GrpoConfig, LoraSettings
@@ -19,8 +19,9 @@ class ListenerRewardConfig(FrozenConfig):
     reference's formulas, for comparison."""
     weight: float = Field(default=1.0, ge=0)
     """Weight in the sum of rewards."""
-    malformed: float = 0.0
-    """Price of a completion that cannot be parsed; the listener does not read it."""
+    malformed: float = Field(default=0.0, le=0)
+    """Price of a completion that cannot be parsed; the listener does not read it. With ``margin``, -0.5 is the least
+    that one which can be read may get."""
     requests: int = Field(default=1, ge=0)
     """Requests under way while completions are still being written. More keep the listener's GPU busier; with one,
     what the listener computes together, and so its rounding, is the same in every run. With 0 all are judged at the
@@ -49,6 +50,12 @@ class LengthRewardConfig(FrozenConfig):
     """Most words of the detailed text that earn the full reward."""
     slack: int = Field(default=10, ge=1)
     """Words outside the range over which the reward falls to 0."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "LengthRewardConfig":
+        if self.min_words > self.max_words:
+            raise ValueError(f"min_words ({self.min_words}) must not exceed max_words ({self.max_words})")
+        return self
 
 
 class RepetitionRewardConfig(FrozenConfig):
@@ -109,6 +116,16 @@ class TrainSpeakerConfig(GrpoConfig):
     """Training games that it is always asked about, with one new description each."""
     patience: PatienceConfig = PatienceConfig()
     """How long training waits for a listener that does not answer."""
+
+    @model_validator(mode="after")
+    def _waits_for_each_other(self) -> "TrainSpeakerConfig":
+        longest = max(self.patience.outage_s, self.patience.busy_s)
+        if self.num_processes > 1 and self.distributed.timeout_s <= longest:
+            raise ValueError(
+                f"distributed.timeout_s ({self.distributed.timeout_s}) must be longer than patience.outage_s and "
+                f"patience.busy_s ({longest:g}): a process that waits so long for the listener would end the others"
+            )
+        return self
 
 
 __all__ = ["LoraSettings", "RewardsConfig", "TrainSpeakerConfig"]

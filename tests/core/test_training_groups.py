@@ -8,6 +8,8 @@ from pydantic import ValidationError
 
 from flows.settings import validate
 from lewis_core.config.grpo import GrpoConfig, split_problem
+from lewis_core.config.listener_training import ConsistencyRewardConfig
+from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError, TrainingError
 from lewis_core.training.groups import check_groups, level_groups, photos_of
 
@@ -59,12 +61,40 @@ def test_groups_of_equal_rewards_are_level() -> None:
             "cannot be continued under ZeRO-3",
             id="zero3-adapter",
         ),
+        pytest.param({"loss_type": "cispo"}, "set epsilon_high, e.g. to 5.0", id="cispo"),
+        pytest.param({"learning_rate": float("inf")}, "should be a finite number", id="infinite"),
+        pytest.param({"adam_betas": (0.9, 1.0)}, "should be less than 1", id="betas"),
+        pytest.param({"seed": -1}, "should be greater than or equal to 0", id="seed"),
+        pytest.param({"lora": {"target_modules": []}}, "should have at least 1 item", id="no-layers"),
     ],
 )
 def test_impossible_settings_are_refused_with_what_to_do(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError) as error:
         GrpoConfig.model_validate({"model": MODEL, **changes})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"num_processes": 2, "distributed": {"timeout_s": 800}},
+            "timeout_s (800) must be longer than patience.outage_s and patience.busy_s (900)",
+            id="timeout",
+        ),
+        pytest.param({"rewards": {"length": {"min_words": 50}}}, "(50) must not exceed max_words (45)", id="length"),
+        pytest.param({"rewards": {"listener": {"malformed": 1}}}, "less than or equal to 0", id="malformed"),
+    ],
+)
+def test_impossible_settings_of_a_speaker_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        TrainSpeakerConfig.model_validate({"model": MODEL, "listener": MODEL, **changes})
+    assert message in str(error.value)
+
+
+def test_a_right_answer_is_worth_most() -> None:
+    with pytest.raises(ValidationError, match=r"right \(0\) must be worth more than"):
+        ConsistencyRewardConfig(right=0, unreadable=0)
 
 
 def test_a_person_reads_one_line_about_impossible_settings() -> None:
