@@ -172,7 +172,7 @@ class GrpoConfig(FrozenConfig):
             )
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             problems.append(
-                "the loss 'cispo' cuts ratios off at epsilon_high itself, so that one below 1 scales every update down; "
+                "the loss 'cispo' cuts ratios off at epsilon_high itself, so one below 1 scales every update down; "
                 "set epsilon_high, e.g. to 5.0"
             )
         if self.full_finetuning and self.model.adapter is not None:

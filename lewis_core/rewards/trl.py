@@ -324,6 +324,17 @@ def _prompt_text(prompt: Completion) -> str:
     return " ".join(part.get("text") or "" for part in parts)
 
 
+def check_rewards(config: RewardsConfig) -> None:
+    """Check that anything is rewarded; a penalty alone rewards nothing.
+
+    Raises:
+        ConfigError: If not.
+    """
+    parts = (config.listener, config.format, config.length, config.repetition, config.overlap)
+    if not any(part.weight > 0 for part in parts):
+        raise ConfigError("all rewards have weight 0; give at least rewards.listener.weight a value above 0")
+
+
 def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[list[Reward], list[float]]:
     """Build the rewards with a weight above 0, the listener's first, and their weights.
 
@@ -334,6 +345,7 @@ def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[
     Raises:
         ConfigError: If nothing is rewarded, or there is no listener to ask.
     """
+    check_rewards(config)
     listener = None
     if config.listener.weight > 0:
         if model is None:
@@ -351,8 +363,6 @@ def build_rewards(config: RewardsConfig, model: AnsweringModel | None) -> tuple[
         if weight > 0:
             rewards.append(TextReward(name, function, listener))
             weights.append(weight)
-    if not rewards:
-        raise ConfigError("all rewards have weight 0; give at least rewards.listener.weight a value above 0")
     if config.hacks.weight > 0 and config.hacks.penalised:
         rewards.append(HackReward(config.hacks, listener))
         weights.append(config.hacks.weight)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,10 +209,12 @@ def adapter_config(model: Any, settings: LoraSettings) -> Any:
     """
     from peft import LoraConfig
 
-    names = "|".join(settings.target_modules)
-    layers = [name for name, _ in model.named_modules() if "language_model." in name]
-    if not any(name.endswith(settings.target_modules) for name in layers):
-        raise ModelError(f"the language model has no layers named {names}; set training.lora.target_modules")
+    names = "|".join(map(re.escape, settings.target_modules))
+    layers = {name.rpartition(".")[2] for name, _ in model.named_modules() if "language_model." in name}
+    if unknown := sorted(set(settings.target_modules) - layers):
+        raise ModelError(
+            f"the language model has no layers named {', '.join(unknown)}; set training.lora.target_modules"
+        )
     return LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,

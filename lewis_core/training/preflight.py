@@ -4,21 +4,24 @@ Runs as a stage of its own before a listener is started (``check-training``), an
 """
 
 import importlib.util
+import json
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
+from safetensors import safe_open
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
-from lewis_core.config.grpo import GrpoConfig
+from lewis_core.config.grpo import GrpoConfig, LoraSettings
 from lewis_core.config.listener_training import TrainListenerConfig
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError, DataError, ModelError
-from lewis_core.models.adapters import foreign_base
+from lewis_core.models.adapters import SETTINGS, WEIGHTS, foreign_base
 from lewis_core.models.files import adapter_folder
 from lewis_core.records import JsonObject
 from lewis_core.training.footprint import GIB, Footprint, Shape, check_memory, estimate_footprint, read_shape, tell
@@ -33,6 +36,8 @@ MAX_TEXTS = 2000
 """Different prompts that are tokenized; prompts of a data set differ in their category word mostly."""
 SHOWN = 3
 COLUMNS = ("prompt",)
+LINEARS: tuple[str, ...] = LoraSettings.model_fields["target_modules"].default
+"""Names of the language models' linear layers, in all supported families."""
 LEAST_DEEPSPEED = Version("0.19.2")
 
 
@@ -69,14 +74,20 @@ def check_training(config: GrpoConfig, rows: "Dataset", runtime: Runtime) -> Jso
         The memory estimate, the longest prompt in tokens, and the number of different prompts.
 
     Raises:
-        ConfigError: If memory does not suffice, a package is missing, or a prompt is longer than the model takes.
+        ConfigError: If memory does not suffice, a package or a layer is missing, nothing is rewarded, or a prompt is
+            longer than the model takes.
         DataError: If rows lack candidates, or name a target that is none of them.
         ModelError: If the adapter is missing, not whole, or belongs to another model.
     """
     check_packages(config)
+    check_attention(config, runtime)
     check_precision(config, runtime)
+    check_layers(config)
     check_adapter_of(config)
+    check_rewards_of(config)
     check_candidates(rows)
+    for warning in foolish(config, config.steps(len(rows))):
+        logger.warning(warning)
     shape, photos = read_shape(config.model.path), max(len(photos_of(row)) for row in rows.select(range(1)))
     memory = _tell_memory(config, shape, photos, runtime)
     longest, texts = longest_prompt(config, rows, shape)
@@ -143,11 +154,82 @@ def check_precision(config: GrpoConfig, runtime: Runtime) -> None:
         )
 
 
+def check_attention(config: GrpoConfig, runtime: Runtime) -> None:
+    """Check that the attention implementation can be used.
+
+    Raises:
+        ConfigError: If it is flash attention, and there is no GPU or no package for it.
+    """
+    if config.model.attention != "flash_attention_2":
+        return
+    is_there = any(importlib.util.find_spec(name) for name in ("flash_attn", "kernels"))
+    if not is_there or runtime.device == "cpu" or not gpu_bytes():
+        raise ConfigError(
+            "training.model.attention = 'flash_attention_2' needs "
+            + ("a GPU" if is_there else "the package flash-attn, which is not installed")
+            + "; set it to 'sdpa', which is as fast here: packed rows have PyTorch's own flash attention"
+        )
+
+
+def check_layers(config: GrpoConfig) -> None:
+    """Check that the language model has the layers that are to be adapted.
+
+    Raises:
+        ConfigError: If it has no such layers.
+    """
+    unknown = sorted(set(config.lora.target_modules) - set(LINEARS))
+    if unknown and config.model.engine != "plain" and not config.full_finetuning and config.model.adapter is None:
+        raise ConfigError(
+            f"training.lora.target_modules: the language model has no layers named {', '.join(unknown)}; it has "
+            f"{', '.join(LINEARS)}"
+        )
+
+
+def check_rewards_of(config: GrpoConfig) -> None:
+    """Check that anything is rewarded.
+
+    Raises:
+        ConfigError: If all weights are 0.
+    """
+    from lewis_core.rewards.answers import build_answer_rewards
+    from lewis_core.rewards.trl import check_rewards
+
+    if isinstance(config, TrainSpeakerConfig):
+        check_rewards(config.rewards)
+    elif isinstance(config, TrainListenerConfig):
+        build_answer_rewards(config.rewards)
+
+
+def foolish(config: GrpoConfig, steps: int) -> Iterator[str]:
+    """Say what works and is hardly meant.
+
+    Args:
+        config: Of the training.
+        steps: Its optimiser updates.
+    """
+    if config.warmup_steps > steps:
+        yield (
+            f"training.warmup_steps = {config.warmup_steps}, but there are {steps} steps: the learning rate never "
+            f"reaches {config.learning_rate:g}"
+        )
+    if config.importance_sampling_level == "sequence" and config.loss_type not in ("grpo", "luspo"):
+        yield (
+            f"training.importance_sampling_level = 'sequence' with the loss {config.loss_type!r} weights completions "
+            "by their lengths; GSPO is loss_type = 'grpo'"
+        )
+    if isinstance(config, TrainSpeakerConfig) and config.held_out_listener == config.listener:
+        yield (
+            "training.held_out_listener is the training listener itself: held_out/gap cannot show a private code; name "
+            "a model of another family, or unset it"
+        )
+
+
 def check_adapter_of(config: GrpoConfig) -> None:
     """Check the adapter that is continued.
 
     Raises:
-        ModelError: If it is missing, not whole, or belongs to another model.
+        ConfigError: If its rank, scale or dropout are not those of the settings, which would name what comes out.
+        ModelError: If it is missing, not whole, adapts the vision tower, or belongs to another model.
     """
     folder = adapter_folder(config.model)
     if folder is None:
@@ -158,6 +240,24 @@ def check_adapter_of(config: GrpoConfig) -> None:
         raise ModelError(
             f"training.model.adapter: {folder} cannot be continued: {reason}. Set training.model.path to the "
             "model that it was trained on, or unset the adapter"
+        )
+    with safe_open(folder / WEIGHTS, framework="numpy") as file:
+        vision = next((name for name in file.keys() if "visual." in name), None)  # noqa: SIM118 # no mapping
+    if vision is not None:
+        raise ModelError(
+            f"training.model.adapter: {folder} adapts the vision tower too ({vision}), which is never trained here: "
+            "merge it into its base (python -m lewis_core.training.export), and train a new adapter of that"
+        )
+    has = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    found = LoraSettings(r=has["r"], alpha=has["lora_alpha"], dropout=has.get("lora_dropout") or 0.0)
+    names = [name for name in ("r", "alpha", "dropout") if getattr(found, name) != getattr(config.lora, name)]
+    if names:
+        is_so, wanted = (
+            ", ".join(f"{name} = {getattr(one, name):g}" for name in names) for one in (found, config.lora)
+        )
+        raise ConfigError(
+            f"training.model.adapter: {folder} has {is_so}, which it keeps, and training.lora says {wanted}: write "
+            "there what the adapter has"
         )
 
 

@@ -14,6 +14,7 @@ from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.data import DatasetConfig
 from lewis_core.config.grpo import LoraSettings
 from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.data.matches import build_matches, match_rows
 from lewis_core.data.rows import LISTENER_COLUMNS
 from lewis_core.errors import ConfigError, DataError, ModelError
@@ -363,6 +364,66 @@ def test_a_foreign_adapter_is_refused(world: Path, tmp_path: Path) -> None:
     save_file({}, tmp_path / "nothing" / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="it belongs to Qwen/Qwen2-VL-7B-Instruct, not to"):
         check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+
+
+def test_an_adapter_that_the_settings_do_not_describe_is_refused(world: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    base = str(world / "model")
+    content = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 16, "lora_alpha": 8, "lora_dropout": 0.0}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content), encoding="utf-8")
+    save_file({"language_model.lora_A": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    config = settings(world, model={"path": base, "adapter": tmp_path})
+    with pytest.raises(ConfigError, match=r"has r = 16, which it keeps, and training.lora says r = 4: write there"):
+        check_training(config, speaker_rows(), RUNTIME)
+    fitting = config.model_copy(update={"lora": LoraSettings(r=16, alpha=8)})
+    assert check_training(fitting, speaker_rows(), RUNTIME)["different_prompts"] == 1
+    save_file({"visual.blocks.0.lora_A": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"adapts the vision tower too \(visual.blocks.0.lora_A\)"):
+        check_training(fitting, speaker_rows(), RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"lora": {"target_modules": ["q_proj", "vproj"]}}, "no layers named vproj; it has q_proj", id="layers"
+        ),
+        pytest.param(
+            {"rewards": {"consistency": {"weight": 0}, "format": {"weight": 0}}},
+            "all rewards have weight 0",
+            id="weights",
+        ),
+    ],
+)
+def test_what_cannot_teach_anything_is_refused(world: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_training(settings(world, **changes), speaker_rows(), RUNTIME)
+
+
+def test_flash_attention_is_never_required(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = {"path": str(world / "model"), "attention": "flash_attention_2"}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="needs the package flash-attn, which is not installed; set it to 'sdpa'"):
+        check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ConfigError, match="needs a GPU; set it to 'sdpa'"):
+        check_training(settings(world, model=model), speaker_rows(), RUNTIME)
+
+
+def test_foolish_settings_are_warned_of() -> None:
+    model = {"path": "pocket:base"}
+    config = TrainSpeakerConfig.model_validate(
+        {"model": model, "listener": model, "held_out_listener": model, "warmup_steps": 9}
+        | {"importance_sampling_level": "sequence", "epochs": 0.1}
+    )
+    told = list(preflight.foolish(config, config.steps(100)))
+    assert [text.partition(" ")[0] for text in told] == [
+        "training.warmup_steps",
+        "training.importance_sampling_level",
+        "training.held_out_listener",
+    ]
+    assert list(preflight.foolish(config.model_copy(update={"held_out_listener": None}), 9)) == told[1:2]
 
 
 def test_deepspeed_has_to_be_installed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
