@@ -1,6 +1,7 @@
 """Steps of training a listener, and of rounds in which speaker and listener are trained in turn."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from lewis_core.config.base import ModelRef
 from lewis_core.config.listener_training import TrainListenerConfig
 from lewis_core.errors import ConfigError
 from tasks.run import PipelineRun
+from tasks.training_launch import check_machines
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def train_listener(
     rows_config = run.config.dataset.model_copy(update={"role": "listener", "embed_images": False})
     rows = questions.ask(run, photos, games, config, rows_config, speaker, "training", label)
     held_out = questions.ask_held_out(run, photos, config, rows_config, speaker, label)
+    check_machines(config, os.environ, run.config.run.services)
     run.stage(pipeline.CHECK_LISTENER_TRAINING, label=label, dataset=rows, config=config)
     run.stop_services()
     adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config, held_out_dataset=held_out)
@@ -85,6 +88,7 @@ def play_rounds(run: PipelineRun, photos: steps.Photos) -> list[Round]:
     for number in range(1, run.config.iterate.rounds + 1):
         label = f"round {number}"
         config = run.config.training.model_copy(update={"model": speaker, "listener": listener})
+        check_machines(config, os.environ, run.config.run.services, f"listener-{number}")
         run.stage(pipeline.CHECK_TRAINING, label=label, dataset=dataset, config=config)
         service = run.service(f"listener-{number}", listener)
         held_out = run.service(steps.INDEPENDENT, config.held_out_listener) if config.held_out_listener else None

@@ -4,6 +4,7 @@ Steps are plain functions and not subflows, so that the UI shows one graph with 
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -24,6 +25,7 @@ from lewis_core.models.files import model_identity
 from lewis_core.records import Catalog, Database, Splits, VqaItem, load_jsonl, load_record
 from lewis_core.training.naming import dataset_name, trained_name
 from tasks.run import PipelineRun
+from tasks.training_launch import check_machines
 
 logger = logging.getLogger(__name__)
 BASE, TRAINED = "base", "trained"
@@ -137,8 +139,9 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     config = run.config.training
     if run.config.dataset.role != "speaker":
         raise ConfigError('a speaker is trained on games: set dataset.role = "speaker"')
+    check_machines(config, os.environ, run.config.run.services)
     run.stage(pipeline.CHECK_TRAINING, dataset=dataset, config=config)
-    listener = run.service(LISTENER, config.listener)
+    listener = run.service(LISTENER, config.listener) if config.rewards.listener.weight > 0 else None
     held_out = run.service(INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
     adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, held_out=held_out, dataset=dataset, config=config)
     asked = (config.listener, config.held_out_listener)

@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from lewis_core.errors import ListenerUnavailableError
+from lewis_core.config.base import ModelRef
+from lewis_core.errors import ConfigError, ListenerUnavailableError
+from lewis_core.listener.schemas import Readiness, Serves
+from lewis_core.models.adapters import describe_ref
 from tasks.services import ModelService
 
 logger = logging.getLogger(__name__)
@@ -48,10 +51,10 @@ class ExternalService:
     Args:
         role: Its role, shown in errors.
         urls: Where it is served.
-        model: Path or id of the model that it has to serve.
+        model: The model that it has to serve.
     """
 
-    def __init__(self, role: str, urls: Sequence[str], model: str) -> None:
+    def __init__(self, role: str, urls: Sequence[str], model: ModelRef) -> None:
         self._role, self._urls, self._model = role, tuple(urls), model
 
     def ensure(self) -> str:
@@ -59,6 +62,7 @@ class ExternalService:
 
         Raises:
             ListenerUnavailableError: If nobody answers, or none is ready.
+            ConfigError: If one serves another model, with another adapter, or asks in another way.
         """
         from lewis_core.listener.client import HttpModel
 
@@ -69,14 +73,38 @@ class ExternalService:
             told = ", ".join(f"{url}: {state}" for url, state in zip(self._urls, states, strict=True))
             raise ListenerUnavailableError(
                 f"none of the services in run.services.{self._role} is ready ({told}); start them, e.g. "
-                f"python -m tasks.serve --model {self._model} …, or leave run.services.{self._role} out"
+                f"python -m tasks.serve --model {self._model.path} …, or leave run.services.{self._role} out"
             )
         for url, state, one in zip(self._urls, states, found, strict=True):
             if state != "ready":
                 logger.warning("%s: %s is not ready (%s); the other replicas do its work", self._role, url, state)
-            elif one is not None and one.model != self._model:
-                logger.warning("%s: %s serves %s, the settings say %s", self._role, url, one.model, self._model)
+            elif one is not None:
+                self._check_model(url, one)
         return ",".join(self._urls)
+
+    def _check_model(self, url: str, found: Readiness) -> None:
+        """Compare what is served with the settings; a base may be named otherwise on another machine."""
+        if found.serves is not None:
+            differences = [
+                f"{name} = {has!r} instead of {wanted!r}"
+                for name, has, wanted in _compare(found.serves, describe_ref(self._model))
+                if has != wanted
+            ]
+            if differences:
+                raise ConfigError(
+                    f"run.services.{self._role}: {url} serves {found.model} with {', '.join(differences)} as the "
+                    "settings have it: what it answers would be taken for another model's. Start it with what the "
+                    "settings say (python -m tasks.serve --model takes a ModelRef as JSON), or change the settings"
+                )
+        if found.model != self._model.path:
+            logger.warning("%s: %s serves %s, the settings say %s", self._role, url, found.model, self._model.path)
 
     def stop(self) -> None:
         """Do nothing: others started it."""
+
+
+def _compare(found: Serves, wanted: Serves) -> list[tuple[str, object, object]]:
+    """What decides answers, by name: what is served, and what the settings say."""
+    names = ("revision", "adapter", "prompts", "min_pixels", "max_pixels")
+    has, needed = (one.path.rstrip("/").rpartition("/")[2] for one in (found, wanted))
+    return [("its name", has, needed), *((name, getattr(found, name), getattr(wanted, name)) for name in names)]

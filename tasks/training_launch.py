@@ -11,9 +11,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lewis_core.config.base import Runtime
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError
 
 DEEPSPEED = Path(__file__).resolve().parents[1] / "infra" / "deepspeed"
@@ -51,7 +53,41 @@ def this_machine(environment: Mapping[str, str], num_machines: int) -> Machine:
         )
     rank = environment.get("MACHINE_RANK") or environment.get("SLURM_NODEID") or "0"
     port = environment.get("MAIN_PORT") or environment.get("MASTER_PORT") or "29500"
+    for name, text in (("MACHINE_RANK", rank), ("MAIN_PORT", port)):
+        if not text.isdecimal():
+            raise ConfigError(f"{name} is {text!r}, which is no number")
     return Machine(int(rank), address, int(port))
+
+
+def check_machines(
+    config: GrpoConfig, environment: Mapping[str, str], services: Mapping[str, Sequence[str]], role: str = "listener"
+) -> None:
+    """Check, before anything is started, that all machines of a training can meet, and reach its listener.
+
+    Args:
+        config: Of the training.
+        environment: Says where this machine is.
+        services: Services that are started elsewhere, by role (``run.services``).
+        role: Of the listener.
+
+    Raises:
+        ConfigError: If not.
+    """
+    machines = config.distributed.num_machines
+    this_machine(environment, machines)
+    if machines == 1 or not isinstance(config, TrainSpeakerConfig) or config.rewards.listener.weight == 0:
+        return
+    urls = services.get(role, ())
+    if not urls:
+        raise ConfigError(
+            f"training.distributed.num_machines is {machines}, and a listener that the flow starts is reached by the "
+            f"first machine alone: serve it by hand and name it in run.services.{role}; see infra/docs/training.md"
+        )
+    if near := [url for url in urls if (urlsplit(url).hostname or "") in ("localhost", "::1") or "//127." in url]:
+        raise ConfigError(
+            f"{near[0].partition('#')[0]} in run.services.{role} is this machine alone, and {machines} machines "
+            "train: name it by an address that all of them reach"
+        )
 
 
 def accelerate_command(

@@ -155,6 +155,20 @@ class CacheStatistics(Record):
         return self.hits / ((self.hits + self.misses) or 1)
 
 
+class Serves(Record):
+    """The model that a service has, as far as it can be told without reading gigabytes."""
+
+    path: str
+    """Its name: a folder there, or a hub id."""
+    revision: str | None = None
+    adapter: str | None = None
+    """Digest of the adapter's files."""
+    prompts: str
+    """Wording of the questions."""
+    min_pixels: int
+    max_pixels: int
+
+
 class Readiness(Record):
     """Body of ``GET /readyz``."""
 
@@ -166,6 +180,8 @@ class Readiness(Record):
     """Counts the models that the service has had."""
     vision_cache: CacheStatistics | None = None
     """Vision features of images that are kept; ``None`` if the model keeps none."""
+    serves: Serves | None = None
+    """The model as it was loaded; ``None`` before that."""
 
 
 class ReferenceScoreRequest(BaseModel):

@@ -249,12 +249,14 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
     async def readyz() -> Response:
         status = worker.status
         code = {"loading": 503, "ready": 200, "stopping": 503, "failed": 500}[status]
+        serves = worker.serves()
         readiness = Readiness(
             status=status,
-            model=model_name,
+            model=serves.path if serves else model_name,
             detail=worker.detail,
             generation=worker.generation,
             vision_cache=worker.vision_cache(),
+            serves=serves,
         )
         return _reply(readiness, code)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from lewis_core.errors import ListenerBusyError
 from lewis_core.listener.jobs import Job, JobQueue, Kind, Slice
 from lewis_core.listener.metrics import ServiceMetrics
-from lewis_core.listener.schemas import CacheStatistics
+from lewis_core.listener.schemas import CacheStatistics, Serves
 from lewis_core.models.protocol import AnsweringModel, KeepsFeatures
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,10 @@ class ModelWorker:
     def vision_cache(self) -> CacheStatistics | None:
         """How well the model reuses vision features; ``None`` before it is loaded, or if it keeps none."""
         return self._model.vision_cache() if isinstance(self._model, KeepsFeatures) else None
+
+    def serves(self) -> Serves | None:
+        """Which model it is; ``None`` before it is loaded, or if it does not say."""
+        return getattr(self._model, "serves", None)
 
     def submit(self, job: Job) -> "Future[list[Any]]":
         """Queue a job.

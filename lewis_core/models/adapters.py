@@ -8,7 +8,8 @@ from pathlib import Path
 from lewis_core.artifacts import MANIFEST, digest_file
 from lewis_core.config.base import ModelRef
 from lewis_core.errors import ModelError
-from lewis_core.models.files import folder_digest, model_identity, resolve_model_path
+from lewis_core.listener.schemas import Serves
+from lewis_core.models.files import adapter_folder, folder_digest, model_identity, resolve_model_path
 
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LENGTH_BYTES = 8
@@ -81,6 +82,19 @@ def seconds_since_change(folder: Path) -> float:
 def adapter_digest(folder: Path) -> str:
     """Digest of an adapter's weights and settings, wherever it lies and whatever lies beside them."""
     return f"{digest_file(folder / WEIGHTS)}-{digest_file(folder / SETTINGS)[:16]}"
+
+
+def describe_ref(ref: ModelRef) -> Serves:
+    """Say which model a reference means, so that two of different machines can be compared."""
+    adapter = adapter_folder(ref)
+    return Serves(
+        path=ref.path,
+        revision=ref.revision,
+        adapter=adapter_digest(adapter) if adapter else None,
+        prompts=ref.prompts,
+        min_pixels=ref.min_pixels,
+        max_pixels=ref.max_pixels,
+    )
 
 
 def foreign_base(folder: Path, base: ModelRef) -> str:

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from lewis_core.config.base import ModelRef, Runtime
-from lewis_core.listener.schemas import CacheStatistics, ChoiceAnswer, ChoiceItem, GameScores, GenerateItem, ScoreGame
+from lewis_core.listener.schemas import (
+    CacheStatistics,
+    ChoiceAnswer,
+    ChoiceItem,
+    GameScores,
+    GenerateItem,
+    ScoreGame,
+    Serves,
+)
 from lewis_core.listener.scoring import captured_mass, yes_log_odds, yes_probability
+from lewis_core.models.adapters import describe_ref
 from lewis_core.models.answers import YES_NO, answer_token_ids
 from lewis_core.models.engine import Engine, Text, read_frame
 from lewis_core.models.images import ImageFolder, ImageSource
@@ -41,6 +50,7 @@ class VisionLanguageModel:
         images: Where image references lead.
         engine: ``shared_prefix`` (Qwen-VL models) or ``plain``.
         options: How the fast engine uses memory.
+        serves: What it is called and how it was loaded.
     """
 
     def __init__(
@@ -52,7 +62,9 @@ class VisionLanguageModel:
         *,
         engine: str = "shared_prefix",
         options: EngineOptions | None = None,
+        serves: Serves | None = None,
     ) -> None:
+        self.serves = serves
         self._tokenizer, self._prompts, self._images = processor.tokenizer, prompts, images
         self._frames = {has_image: read_frame(processor, has_image) for has_image in (True, False)}
         self._engine: Engine = (
@@ -191,7 +203,12 @@ def open_model(ref: ModelRef, runtime: Runtime, images: Path | ImageSource) -> V
         cache_bytes=runtime.vision_cache_mib << 20,
     )
     source = PairedImages(ImageFolder(images) if isinstance(images, Path) else images)
-    return VisionLanguageModel(model, processor, prompt_set(ref.prompts), source, engine=ref.engine, options=options)
+    return VisionLanguageModel(
+        *(model, processor, prompt_set(ref.prompts), source),
+        engine=ref.engine,
+        options=options,
+        serves=describe_ref(ref),
+    )
 
 
 def _log_probs(logits: Tensor, choices: Sequence[Sequence[int]]) -> Tensor:

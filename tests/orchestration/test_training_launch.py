@@ -1,6 +1,7 @@
 """How training is started on one machine or several, and which services it asks."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import yaml
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.grpo import DistributedConfig
-from lewis_core.config.training import TrainSpeakerConfig
+from lewis_core.config.training import ListenerRewardConfig, RewardsConfig, TrainSpeakerConfig
 from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.client import HttpModel
+from lewis_core.listener.schemas import Readiness
+from lewis_core.models.adapters import describe_ref
 from tasks import join
 from tasks.replicas import ExternalService, Replicas
 from tasks.training_launch import (
@@ -20,11 +23,13 @@ from tasks.training_launch import (
     Machine,
     accelerate_command,
     announce,
+    check_machines,
     dismiss,
     launcher_environment,
     this_machine,
 )
 
+ADAPTER = "ca3d163bab055381-ca3d163bab055381"
 INFRA = Path(__file__).parents[2] / "infra"
 STRATEGIES = ("ddp", "zero2", "zero2_offload", "zero3", "zero3_offload")
 
@@ -63,7 +68,24 @@ def test_several_machines_meet_at_the_first_ones_address() -> None:
     assert option(found, "--deepspeed_config_file").endswith("infra/deepspeed/zero3.json")
     with pytest.raises(ConfigError, match="set MAIN_ADDRESS"):
         this_machine({}, 2)
+    with pytest.raises(ConfigError, match="MAIN_PORT is 'many', which is no number"):
+        this_machine({"MAIN_ADDRESS": "gpu-1", "MAIN_PORT": "many"}, 2)
     assert this_machine({}, 1) == Machine()
+
+
+def test_a_listener_of_several_machines_is_served_where_all_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(num_processes=2, distributed=DistributedConfig(num_machines=2))
+    with pytest.raises(ConfigError, match="set MAIN_ADDRESS"):
+        check_machines(config, {}, {"listener": ("http://gpu-1:9000",)})
+    environment = {"MAIN_ADDRESS": "gpu-1"}
+    with pytest.raises(ConfigError, match=r"serve it by hand and name it in run\.services\.listener"):
+        check_machines(config, environment, {})
+    with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9000 in run\.services\.listener is this machine alone"):
+        check_machines(config, environment, {"listener": ("http://127.0.0.1:9000#token",)})
+    check_machines(config, environment, {"listener": ("http://gpu-1:9000",)})
+    unasked = config.model_copy(update={"rewards": RewardsConfig(listener=ListenerRewardConfig(weight=0))})
+    check_machines(unasked, environment, {})
+    check_machines(settings(), {}, {})
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -142,13 +164,35 @@ def test_replicas_are_one_service_with_several_addresses() -> None:
 
 
 def test_services_of_others_have_to_be_ready(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    service = ExternalService("listener", ["http://127.0.0.1:9", "http://127.0.0.1:10"], "some/model")
+    ref = ModelRef(path="some/model")
+    service = ExternalService("listener", ["http://127.0.0.1:9", "http://127.0.0.1:10"], ref)
     with pytest.raises(ListenerUnavailableError, match=r"none of the services in run\.services\.listener is ready"):
         service.ensure()
-    from lewis_core.listener.schemas import Readiness
-
     answers = [None, Readiness(status="ready", model="another/model", detail="", vision_cache=None)]
     monkeypatch.setattr(HttpModel, "readiness", lambda self: answers)
     assert service.ensure() == "http://127.0.0.1:9,http://127.0.0.1:10"
     assert "http://127.0.0.1:9 is not ready (no answer)" in caplog.text
     assert "serves another/model, the settings say some/model" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("served", "message"),
+    [
+        pytest.param({"path": "a/2B"}, "its name = '2B' instead of 'model'", id="base"),
+        pytest.param({"prompts": "concise"}, "prompts = 'concise' instead of 'instruct'", id="prompts"),
+        pytest.param({"max_pixels": 12_544}, "max_pixels = 12544 instead of 401408", id="pixels"),
+        pytest.param(
+            {"adapter": ADAPTER}, "adapter = 'ca3d163bab055381-ca3d163bab055381' instead of None", id="adapter"
+        ),
+    ],
+)
+def test_a_service_with_another_model_than_the_settings_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, served: dict[str, Any], message: str
+) -> None:
+    """Else its answers would be kept as another model's."""
+    here = ModelRef(path="some/model")
+    serves = describe_ref(here).model_copy(update=served)
+    told = Readiness(status="ready", model=serves.path, serves=serves)
+    monkeypatch.setattr(HttpModel, "readiness", lambda self: [told])
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        ExternalService("listener", ["http://127.0.0.1:9"], here).ensure()
