@@ -145,10 +145,12 @@ def write_results(
     from lewis_core.training.journal import read_rows
 
     trainer.save_model(str(work_dir / "final"))
+    for journal in trainer.journals if trainer.accelerator.is_main_process else ():
+        journal.flush()  # rows that a full disk has kept waiting
     metrics = read_rows(work_dir / METRICS)
     summary = {
         "steps": trainer.state.global_step,
-        "completions": trainer.state.global_step * trainer.args.generation_batch_size,
+        "completions": -(-trainer.state.global_step // config.num_iterations) * trainer.args.generation_batch_size,
         **facts,
         **_ends(metrics, "reward", "reward"),
         **_ends(metrics, "listener/accuracy", "accuracy"),

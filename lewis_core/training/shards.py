@@ -133,7 +133,8 @@ def copy_weights(source: Path, base: Path, out: Path) -> None:
         out: Folder to write to; made.
     """
     names, shards = {bare(name): name for name, _ in _files(base)}, _Shards(out)
-    is_tied = json.loads((base / "config.json").read_text(encoding="utf-8")).get("tie_word_embeddings", False)
+    settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    is_tied = {**settings.get("text_config", {}), **settings}.get("tie_word_embeddings", False)
     for name, weight in _weights(source):
         if not (is_tied and name == "lm_head.weight" and name not in names):
             shards.add(names.get(bare(name), name), weight)

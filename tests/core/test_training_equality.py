@@ -297,7 +297,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_the_fifth_in_a_row_ends_tr
 def test_completions_that_are_used_for_two_updates_are_not_torn_apart(place: Place) -> None:
     """What was generated is not saved: checkpoints lie between generations, and a stop waits for one."""
     changes = {"num_iterations": 2, "save_steps": 3}
-    place.train("twice", **changes)
+    assert place.train("twice", **changes)["completions"] == 3 * 2 * 2  # generations, prompts, each
     with pytest.raises(SystemExit):
         place.train("again", {3: stop}, **changes)
     assert step_of_newest(place, "again") == 4
