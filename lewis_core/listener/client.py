@@ -178,18 +178,25 @@ class HttpModel:
                 future.cancel()
 
     def _post(self, path: str, body: BaseModel, answer_type: type[Answer]) -> Answer:
-        """Send one request, to one replica after another, until one answers or the deadline has passed."""
-        content, started = body.model_dump_json(), time.monotonic()
+        """Send one request, to one replica after another, until one answers or patience ends.
+
+        It begins with the first failure, however long the answer was waited for before; that of an outage begins anew
+        whenever a replica says that it is busy.
+        """
+        content, failing_since, nobody_since = body.model_dump_json(), None, None
         attempt, failed = 0, deque[str](maxlen=len(self._replicas) - 1)
         while True:
             url = self._replicas.next(failed)
             try:
                 return self._post_once(url, path, content, answer_type)
             except (ListenerBusyError, ListenerUnavailableError) as error:
-                attempt += 1
+                attempt, now = attempt + 1, time.monotonic()
                 failed.append(url)
+                failing_since = failing_since or now
+                nobody_since = now if isinstance(error, ListenerBusyError) else nobody_since or now
+                since = failing_since if isinstance(error, ListenerBusyError) else nobody_since
                 pause = self._pause(attempt, error.retry_after_s if isinstance(error, ListenerBusyError) else 0.0)
-                if time.monotonic() + pause > started + self._patience_s[type(error)]:
+                if now + pause > since + self._patience_s[type(error)]:
                     raise
                 logger.debug("%s; trying again in %.2f s", error, pause)
                 time.sleep(pause)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -122,6 +123,28 @@ def test_an_outage_is_an_error_at_the_deadline_never_a_number(step, error, statu
             client.score([GAME])
     assert caught.value.status == status
     assert len(script.hosts) > 1
+
+
+@pytest.mark.parametrize("is_dead_one_busy", [False, True], ids=["slow-then-gone", "one-dead-one-busy"])
+def test_patience_counts_from_the_first_failure_and_while_nobody_is_there(monkeypatch, is_dead_one_busy: bool) -> None:
+    """An answer that was waited for for long is no outage, and neither is a dead replica beside a busy one."""
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        is_first = clock[0] == 0.0
+        clock[0] += 1.0 if is_dead_one_busy else 70.0
+        if is_first or (is_dead_one_busy and request.url.host == "a"):
+            raise httpx.ReadError("reset")
+        if is_dead_one_busy and clock[0] < 300.0:
+            return httpx.Response(503, json={"detail": "full"})
+        return httpx.Response(200, json={"items": [["a mug"]], "took_s": 0.1})
+
+    monkeypatch.setattr("lewis_core.listener.client.time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with HttpModel("http://a,http://b", transport=httpx.MockTransport(handle)) as client:
+        assert client.generate([GenerateItem(image=None, prompt="say")]) == [["a mug"]]
 
 
 def test_busy_services_are_given_the_time_they_ask_for():
