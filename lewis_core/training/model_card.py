@@ -1,9 +1,10 @@
-"""The page that goes with a trained adapter: what it is made of, how, what it reached, and what it is not good for."""
+"""The page that goes with a trained adapter or model: what it is made of, how, what it reached, its limits."""
 
 import json
 from collections.abc import Mapping, Sequence
 
 from lewis_core.config.grpo import GrpoConfig
+from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.records import JsonObject
 
 CARD = "README.md"
@@ -29,6 +30,32 @@ _SHOWN = (
 )
 
 
+_AIMS = {
+    True: (
+        "GRPO of a vision-language model whose descriptions of personal things are rewarded when a listener finds the "
+        "thing by them."
+    ),
+    False: (
+        "GRPO of a vision-language model that is asked yes-or-no questions about photos of personal things, and "
+        "rewarded for the right answer."
+    ),
+}
+"""What was trained: a speaker or not."""
+_LIMITS = {
+    True: """\
+- It was trained to be understood by one listener. Where a held-out listener understands less, part of its language is
+  a private code; compare both before use.
+- Descriptions may claim what is not in the photo: the listener cannot tell.
+- It describes things; people, and what identifies them, were no part of its training, and it must not be used to
+  identify them.""",
+    False: """\
+- It was trained on one kind of question, and on descriptions of one speaker or none; other questions may have become
+  worse. Its yes is no probability that was calibrated.
+- It was asked about things; people, and what identifies them, were no part of its training, and it must not be used to
+  identify them.""",
+}
+
+
 def render_card(config: GrpoConfig, metrics: Sequence[Mapping[str, float]], lineage: JsonObject) -> str:
     """Write the model card; the same run writes the same bytes.
 
@@ -37,19 +64,23 @@ def render_card(config: GrpoConfig, metrics: Sequence[Mapping[str, float]], line
         metrics: Rows of the metrics file.
         lineage: Where it comes from: digests, and who judged.
     """
-    base = config.model.path
-    front = {"base_model": base, "library_name": "peft", "pipeline_tag": "image-text-to-text"}
+    base, is_speaker, is_whole = config.model.path, isinstance(config, TrainSpeakerConfig), config.full_finetuning
+    front = {
+        "base_model": base,
+        "library_name": "transformers" if is_whole else "peft",
+        "pipeline_tag": "image-text-to-text",
+    }
     head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    what = "All weights of a language model" if is_whole else "A LoRA adapter"
     return f"""\
 ---
 {head}
-tags: [lora, grpo, lewis]
+tags: [{"" if is_whole else "lora, "}grpo, lewis]
 ---
 
-# Adapter for {base}
+# {"Trained from" if is_whole else "Adapter for"} {base}
 
-A LoRA adapter trained with the Lewis game: GRPO of a vision-language model whose descriptions of personal things are
-rewarded when a listener finds the thing by them.
+{what}, trained with the Lewis game: {_AIMS[is_speaker]}
 
 ## Where it comes from
 
@@ -67,6 +98,17 @@ On training games, with sampling; evaluations of held-out things are in the run'
 
 ## How to use it
 
+{_use_of_model() if is_whole else _use_of_adapter(base)}
+
+## Limits
+
+{_LIMITS[is_speaker]}
+- It has the limits and the licence of its base, and of the photos that it was trained on.
+"""
+
+
+def _use_of_adapter(base: str) -> str:
+    return f"""\
 With the settings' model `{base}` and this folder as its `adapter`, or:
 
 ```python
@@ -77,17 +119,19 @@ model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained({b
 processor = AutoProcessor.from_pretrained({base!r})
 ```
 
-Merging it into bfloat16 weights changes answers: `python -m lewis_core.training.export` measures by how much.
+Merging it into bfloat16 weights changes answers: `python -m lewis_core.training.export` measures by how much."""
 
-## Limits
 
-- It was trained to be understood by one listener. Where a held-out listener understands less, part of its language is
-  a private code; compare both before use.
-- Descriptions may claim what is not in the photo: the listener cannot tell.
-- It describes things; people, and what identifies them, were no part of its training, and it must not be used to
-  identify them.
-- It has the limits and the licence of its base, and of the photos that it was trained on.
-"""
+def _use_of_model() -> str:
+    return """\
+With this folder as the settings' model, or:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("this folder")
+processor = AutoProcessor.from_pretrained("this folder")
+```"""
 
 
 def _results(metrics: Sequence[Mapping[str, float]]) -> list[tuple[str, ...]]:

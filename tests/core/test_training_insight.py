@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from lewis_core.config.base import ModelRef
+from lewis_core.config.listener_training import TrainListenerConfig
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ImageError
 from lewis_core.training.insight import Utilisation, derive, peak_flops, step_flops
@@ -96,3 +97,14 @@ def test_the_model_card_has_base_data_settings_results_and_limits(tmp_path: Path
     assert "watchdogs" not in card
     assert "private code" in card.partition("## Limits")[2]
     assert card == render_card(config, metrics, {"data digest": "abc|def"})
+
+
+def test_the_card_says_what_was_trained() -> None:
+    model = {"path": "some/base"}
+    listener = render_card(TrainListenerConfig.model_validate({"model": model}), [], {})
+    assert "rewarded for the right answer" in listener and "private code" not in listener
+    whole = render_card(
+        TrainSpeakerConfig.model_validate({"model": model, "listener": model, "full_finetuning": True}), [], {}
+    )
+    assert "# Trained from some/base" in whole and 'library_name: "transformers"' in whole
+    assert "peft" not in whole and "adapter" not in whole.partition("## How to use it")[2]
