@@ -1,6 +1,7 @@
 """Model services that are several: replicas that we start, one on each GPU, and services that run elsewhere."""
 
 import logging
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -9,9 +10,13 @@ from lewis_core.config.base import ModelRef
 from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.schemas import Readiness, Serves
 from lewis_core.models.adapters import describe_ref
+from tasks.processes import is_closing
 from tasks.services import ModelService
 
 logger = logging.getLogger(__name__)
+NOBODY_S = 120.0
+"""Longest wait for a service of others that does not answer yet: it may be starting, or its address may be wrong."""
+LOOK_EVERY_S = 5.0
 
 
 class Service(Protocol):
@@ -52,23 +57,22 @@ class ExternalService:
         role: Its role, shown in errors.
         urls: Where it is served.
         model: The model that it has to serve.
+        ready_s: Longest wait until one is ready that loads its model; for one that nobody answers for, at most
+            :data:`NOBODY_S`.
     """
 
-    def __init__(self, role: str, urls: Sequence[str], model: ModelRef) -> None:
-        self._role, self._urls, self._model = role, tuple(urls), model
+    def __init__(self, role: str, urls: Sequence[str], model: ModelRef, ready_s: float = 0.0) -> None:
+        self._role, self._urls, self._model, self._ready_s = role, tuple(urls), model, ready_s
 
     def ensure(self) -> str:
-        """Return the addresses, if at least one of them is ready; warns about the others.
+        """Return the addresses, once at least one of them is ready; warns about the others.
 
         Raises:
             ListenerUnavailableError: If nobody answers, or none is ready.
             ConfigError: If one serves another model, with another adapter, or asks in another way.
         """
-        from lewis_core.listener.client import HttpModel
-
-        with HttpModel(self._urls) as client:
-            found = client.readiness()
-        states = [one.status if one is not None else "no answer" for one in found]
+        found = self._wait()
+        states = _states(found)
         if "ready" not in states:
             told = ", ".join(f"{url}: {state}" for url, state in zip(self._urls, states, strict=True))
             raise ListenerUnavailableError(
@@ -81,6 +85,22 @@ class ExternalService:
             elif one is not None:
                 self._check_model(url, one)
         return ",".join(self._urls)
+
+    def _wait(self) -> list[Readiness | None]:
+        """What all of them say of themselves, when one is ready or there is nothing to wait for."""
+        from lewis_core.listener.client import HttpModel
+
+        started = time.monotonic()
+        with HttpModel(self._urls) as client:
+            while True:
+                found = client.readiness()
+                states = _states(found)
+                waits_s = self._ready_s if "loading" in states else min(self._ready_s, NOBODY_S)
+                is_hopeless = not {"loading", "no answer"}.intersection(states)
+                if "ready" in states or is_hopeless or is_closing() or time.monotonic() - started >= waits_s:
+                    return found
+                logger.info("%s: waiting for %s (%s)", self._role, ", ".join(self._urls), ", ".join(states))
+                time.sleep(LOOK_EVERY_S)
 
     def _check_model(self, url: str, found: Readiness) -> None:
         """Compare what is served with the settings; a base may be named otherwise on another machine."""
@@ -108,3 +128,7 @@ def _compare(found: Serves, wanted: Serves) -> list[tuple[str, object, object]]:
     names = ("revision", "adapter", "prompts", "min_pixels", "max_pixels")
     has, needed = (one.path.rstrip("/").rpartition("/")[2] for one in (found, wanted))
     return [("its name", has, needed), *((name, getattr(found, name), getattr(wanted, name)) for name in names)]
+
+
+def _states(found: Sequence[Readiness | None]) -> list[str]:
+    return [one.status if one is not None else "no answer" for one in found]

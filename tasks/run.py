@@ -174,7 +174,7 @@ class PipelineRun(Generic[ConfigT]):
     def _new_service(self, role: str, ref: ModelRef, root: Path) -> Service:
         config = self.config.run
         if role in config.services:
-            return ExternalService(role, config.services[role], ref)
+            return ExternalService(role, config.services[role], ref, config.listener_start_timeout_s)
         told = ["--run-id", self.id, "--log-format", config.log_format]
         names = [role, *(f"{role}-{number}" for number in range(2, config.service_replicas + 1))]
         services = [

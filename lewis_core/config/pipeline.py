@@ -95,7 +95,8 @@ class RunConfig(FrozenConfig):
     """Ray cluster, such as ``ray://head:10001``, whose machines see the work folder and the photos under the same
     paths; ``None``: one is started on this machine for as long as it is needed."""
     listener_start_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait until a model service is ready."""
+    """Longest wait until a model service is ready; for one of ``run.services`` that does not answer at all, at most two
+    minutes."""
     stage_timeout_s: float | None = Field(default=None, gt=0)
     """Longest time of one heavy stage; ``None``: no limit."""
     stage_timeouts_s: dict[str, float] = {}

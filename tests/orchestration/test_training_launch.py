@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.client import HttpModel
 from lewis_core.listener.schemas import Readiness
 from lewis_core.models.adapters import describe_ref
-from tasks import join
+from tasks import join, replicas
 from tasks.replicas import ExternalService, Replicas
 from tasks.training_launch import (
     DEEPSPEED,
@@ -196,3 +197,24 @@ def test_a_service_with_another_model_than_the_settings_name_is_refused(
     monkeypatch.setattr(HttpModel, "readiness", lambda self: [told])
     with pytest.raises(ConfigError, match=re.escape(message)):
         ExternalService("listener", ["http://127.0.0.1:9"], here).ensure()
+
+
+def test_a_service_that_is_still_loading_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, clock = ModelRef(path="some/model"), [0.0]
+    ready, loading = (Readiness(status=status, model="some/model") for status in ("ready", "loading"))
+    told = [[None], [loading], [loading], [ready]]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 8 * seconds
+
+    monkeypatch.setattr(replicas, "is_closing", lambda: False)
+    monkeypatch.setattr(replicas, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    monkeypatch.setattr(HttpModel, "readiness", lambda self: told.pop(0))
+    assert ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure() == "http://gpu-1:9000"
+    told += [[None]] * 9
+    with pytest.raises(ListenerUnavailableError, match="no answer"):
+        ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure()
+    assert len(told) == 5  # two minutes, and no longer
+    told[:] = [[Readiness(status="failed", model="some/model")]]
+    with pytest.raises(ListenerUnavailableError, match="failed"):
+        ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure()
