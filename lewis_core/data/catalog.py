@@ -17,13 +17,14 @@ from pathlib import Path
 from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data.companions import write_companions
+from lewis_core.data.contact_sheet import encode_contact_sheet
 from lewis_core.data.duplicates import Duplicate, find_duplicates, find_near_duplicates, find_places, set_aside_shared
 from lewis_core.data.exchange.catalogs import read_listing
 from lewis_core.data.inspection import Inspected, check_quarantine, inspect_files
 from lewis_core.data.json_files import load_json_object
 from lewis_core.data.layout import EXPECTED, Listing, Split, find_stamps, read_layout, read_tree
 from lewis_core.data.memory import FileMemory
-from lewis_core.data.overview import describe_catalog, draw_contact_sheet
+from lewis_core.data.overview import choose_photos, describe_catalog
 from lewis_core.data.readers import Readers
 from lewis_core.data.tree import Folder
 from lewis_core.data.vocabulary import category_word, word_in_name
@@ -85,13 +86,24 @@ def build_catalog(
         QuarantineError: If more images are unusable than the settings allow.
     """
     del fingerprint
-    listing, inspected = _inspect(config, data_root, runtime, reporter, cache_dir)
-    if config.shared_images == "set-aside":
-        inspected = set_aside_shared(inspected)
-    check_quarantine(inspected, data_root, config, work_dir)
-    catalog = _assemble(inspected, listing, config)
-    if not catalog.concepts:
-        raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
+    with Readers(runtime.num_workers) as readers:
+        listing, inspected = _inspect(config, data_root, readers, reporter, cache_dir)
+        if config.shared_images == "set-aside":
+            inspected = set_aside_shared(inspected)
+        check_quarantine(inspected, data_root, config, work_dir)
+        catalog = _assemble(inspected, listing, config)
+        if not catalog.concepts:
+            raise CatalogError(f"no usable image in {data_root}; expected {EXPECTED}")
+        sheet = readers.begin(encode_contact_sheet, choose_photos(catalog), data_root, runtime.num_workers)
+        summary = _write(catalog, listing, inspected, config, data_root, output_dir)
+        (output_dir / "contact_sheet.jpg").write_bytes(sheet())
+    return summary
+
+
+def _write(
+    catalog: Catalog, listing: Listing, inspected: Inspected, config: CatalogConfig, data_root: Path, output_dir: Path
+) -> JsonObject:
+    """Write everything but the contact sheet."""
     places = find_places(catalog)
     duplicates = {
         "duplicates": find_duplicates(places),
@@ -106,8 +118,6 @@ def build_catalog(
     (output_dir / "statistics.json").write_text(
         json.dumps(describe_catalog(catalog), indent=1) + "\n", encoding="utf-8"
     )
-    sheet = draw_contact_sheet(catalog, data_root, runtime.num_workers)
-    sheet.save(output_dir / "contact_sheet.jpg", quality=85)
     return {
         "layout": listing.layout.name,
         "layout_evidence": list(listing.evidence),
@@ -120,7 +130,7 @@ def build_catalog(
 
 
 def _inspect(
-    config: CatalogConfig, data_root: Path, runtime: Runtime, reporter: Reporter, cache_dir: Path | None
+    config: CatalogConfig, data_root: Path, readers: Readers, reporter: Reporter, cache_dir: Path | None
 ) -> tuple[Listing, Inspected]:
     """List the files and open those that are not remembered; what opens them starts while the listing is read.
 
@@ -133,8 +143,7 @@ def _inspect(
         memory = None
         if cache_dir is not None:
             memory = stack.enter_context(FileMemory(cache_dir, data_root, stamps, listed_ns))
-        num_new = sum(memory is None or memory.recall(path) is None for path in stamps)
-        readers = stack.enter_context(Readers(num_new, runtime.num_workers))
+        readers.expect(sum(memory is None or memory.recall(path) is None for path in stamps))
         listing = (
             read_layout(tree, config.layout)
             if config.listing is None

@@ -60,6 +60,17 @@ class Sampled(NamedTuple):
     """What it looks like: see :func:`sample_cells`."""
 
 
+class Photo(NamedTuple):
+    """What a record of the catalog says about a photo, for processes that do not load records."""
+
+    path: str
+    """Below the data root, with forward slashes."""
+    sha256: str
+    width: int
+    """Pixels, after EXIF orientation."""
+    height: int
+
+
 def sample_image(root: Path, relative: str, max_pixels: int = MAX_PIXELS) -> Sampled:
     """Check that a file is one whole image, and sample what it looks like.
 
@@ -150,7 +161,7 @@ def load_file(file: Path, shown: str, max_pixels: int = MAX_PIXELS, sha256: str 
     return _decode(shown, data, max_pixels, _upright_rgb)
 
 
-def load_thumbnail(data_root: Path, image: "ImageRecord", size: int) -> Image.Image:
+def load_thumbnail(data_root: Path, image: "ImageRecord | Photo", size: int) -> Image.Image:
     """Load an image as RGB pixels, upright, at most ``size`` pixels wide and high.
 
     Raises:
@@ -171,7 +182,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     return to_rgb(ImageOps.exif_transpose(image))
 
 
-def read_image_bytes(data_root: Path, image: "ImageRecord") -> bytes:
+def read_image_bytes(data_root: Path, image: "ImageRecord | Photo") -> bytes:
     """Read the file that a record describes.
 
     Raises:

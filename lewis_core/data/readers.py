@@ -9,16 +9,19 @@ import selectors
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar, cast
 
 from lewis_core.data.images import Sampled
 from lewis_core.data.looks import Examined, examine
-from lewis_core.data.workers import Chunk, sample_chunk
+from lewis_core.data.workers import sample_chunk
 from lewis_core.errors import DataError
 
+T = TypeVar("T")
 Outcome = tuple[str, Examined | str]
 """Path of a file, and what is known of it or the reason why it cannot be used."""
 _CHUNK = 64
@@ -34,29 +37,42 @@ class Helper:
 
     def __init__(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
-        self.given: deque[Sequence[str]] = deque()
-        """Paths of the chunks that it has not answered."""
+        self.given: deque[tuple[Any, ...]] = deque()
+        """Arguments of what it has not answered."""
         with theirs:
             program = _SERVE.format(path=sys.path, descriptor=theirs.fileno())
             self.process = subprocess.Popen(
                 [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
             )
 
-    def give(self, chunk: Chunk) -> None:
-        """Let it open files."""
+    def give(self, do: Callable[..., object], *arguments: object) -> None:
+        """Let it call a function of a module that loads Pillow only.
+
+        Raises:
+            DataError: If it was killed.
+        """
         try:
-            self.connection.send(chunk)
+            self.connection.send((do, arguments))
         except ConnectionError as error:
             raise _killed() from error
-        self.given.append(chunk[0])
+        self.given.append(arguments)
 
-    def take(self) -> list[Outcome]:
-        """Wait for its next answer."""
+    def take(self) -> tuple[tuple[Any, ...], Any]:
+        """Wait for its next answer.
+
+        Returns:
+            The arguments, and what the function returned; what it raised is raised.
+
+        Raises:
+            DataError: If it was killed.
+        """
         try:
-            found = self.connection.recv()
+            answer = self.connection.recv()
         except (EOFError, ConnectionError) as error:
             raise _killed() from error
-        return _see(self.given.popleft(), found)
+        if isinstance(answer, Exception):
+            raise answer
+        return self.given.popleft(), answer
 
     def end(self) -> None:
         """End it, also in the middle of a file."""
@@ -68,17 +84,18 @@ class Helper:
 class Readers:
     """Opens files; a context manager.
 
-    Processes start at once, so that they are there when their work has been found.
-
     Args:
-        num_files: About how many there will be to open; few are not worth starting processes for.
         num_workers: Threads or processes, this one included; the results do not depend on it.
     """
 
-    def __init__(self, num_files: int, num_workers: int) -> None:
-        worth = num_files >= _WORTH_PROCESSES
-        self.helpers = [Helper() for _ in range(num_workers - 1)] if worth else []
-        self._threads = ThreadPoolExecutor(num_workers) if num_workers > 1 and not worth else None
+    def __init__(self, num_workers: int) -> None:
+        self.helpers: list[Helper] = []
+        self._num_workers = num_workers
+
+    def expect(self, num_files: int) -> None:
+        """Start processes, if there will be so many files that it is worth it, and none have been started."""
+        if num_files >= _WORTH_PROCESSES and not self.helpers:
+            self.helpers = [Helper() for _ in range(self._num_workers - 1)]
 
     def examine(self, paths: Sequence[str], root: Path, max_pixels: int) -> Iterator[list[Outcome]]:
         """Open files in chunks.
@@ -94,16 +111,22 @@ class Readers:
         Raises:
             DataError: If a process was killed.
         """
-        starts = range(0, len(paths), _CHUNK)
-        chunks: list[Chunk] = [(paths[start : start + _CHUNK], root, max_pixels) for start in starts]
+        chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
         if self.helpers:
-            yield from self._share(iter(chunks))
+            yield from self._share(iter(chunks), root, max_pixels)
             return
-        samples = (map if self._threads is None else self._threads.map)(sample_chunk, chunks)
-        for (chunk, _, _), found in zip(chunks, samples, strict=True):
-            yield _see(chunk, found)
+        sample = partial(sample_chunk, root=root, max_pixels=max_pixels)
+        if self._num_workers == 1:
+            yield from (_see(chunk, sample(chunk)) for chunk in chunks)
+            return
+        threads = ThreadPoolExecutor(self._num_workers)
+        try:
+            for chunk, found in zip(chunks, threads.map(sample, chunks), strict=True):
+                yield _see(chunk, found)
+        finally:
+            threads.shutdown(cancel_futures=True)  # what has not begun is not done any more
 
-    def _share(self, chunks: Iterator[Chunk]) -> Iterator[list[Outcome]]:
+    def _share(self, chunks: Iterator[Sequence[str]], root: Path, max_pixels: int) -> Iterator[list[Outcome]]:
         """Deal chunks to the other processes, and open some here while none of them has an answer."""
         with selectors.DefaultSelector() as answers:
             for helper in self.helpers:
@@ -112,13 +135,26 @@ class Readers:
             while not is_done or any(helper.given for helper in self.helpers):
                 for helper in self.helpers:
                     while len(helper.given) < _AHEAD and (chunk := next(chunks, None)):
-                        helper.give(chunk)
+                        helper.give(sample_chunk, chunk, root, max_pixels)
                 if answered := answers.select(timeout=None if is_done else 0):
-                    yield from (key.data.take() for key, _ in answered)
+                    for key, _ in answered:
+                        (chunk, *_), found = key.data.take()
+                        yield _see(chunk, found)
                 elif own := next(chunks, None):
-                    yield _see(own[0], sample_chunk(own))
+                    yield _see(own, sample_chunk(own, root, max_pixels))
                 else:
                     is_done = True
+
+    def begin(self, do: Callable[..., T], *arguments: object) -> Callable[[], T]:
+        """Let an idle process call a function of a module that loads Pillow only, meanwhile.
+
+        Returns:
+            Waits for what it returns; calls the function itself if there is no other process.
+        """
+        if not self.helpers:
+            return partial(do, *arguments)
+        self.helpers[0].give(do, *arguments)
+        return lambda: cast("T", self.helpers[0].take()[1])
 
     def __enter__(self) -> "Readers":
         return self
@@ -126,11 +162,9 @@ class Readers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the threads or processes; what has not begun is not done any more."""
+        """End the processes."""
         for helper in self.helpers:
             helper.end()
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
 
 
 def _killed() -> DataError:

@@ -17,17 +17,18 @@ from pathlib import Path
 from lewis_core.data.images import Sampled, sample_image
 from lewis_core.errors import ImageError
 
-Chunk = tuple[Sequence[str], Path, int]
-"""Paths of files, the data root that they lie in, and the largest number of pixels."""
 
-
-def sample_chunk(chunk: Chunk) -> list[Sampled | str]:
+def sample_chunk(paths: Sequence[str], root: Path, max_pixels: int) -> list[Sampled | str]:
     """Open files.
+
+    Args:
+        paths: Files below the root.
+        root: Data root.
+        max_pixels: Larger images are refused before they are decoded.
 
     Returns:
         What is known of each, or the reason why it cannot be used.
     """
-    paths, root, max_pixels = chunk
     return [_sample_one(path, root, max_pixels) for path in paths]
 
 
@@ -39,12 +40,20 @@ def _sample_one(path: str, root: Path, max_pixels: int) -> Sampled | str:
 
 
 def serve(descriptor: int) -> None:
-    """Open the chunks of files that come through a socket, until its other end is closed, however that happened."""
+    """Do what comes through a socket (a function and its arguments), until its other end is closed, however it was.
+
+    Each answer is what the function returned, or the error that it raised.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # sent to both; the other process says what becomes of this one
     warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
     with Connection(descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         while True:
-            connection.send(sample_chunk(connection.recv()))
+            do, arguments = connection.recv()
+            try:
+                answer = do(*arguments)
+            except Exception as error:  # noqa: BLE001 # it is raised where the answer is taken
+                answer = error
+            connection.send(answer)
 
 
 def prepare_worker() -> None:

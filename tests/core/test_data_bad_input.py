@@ -161,7 +161,7 @@ def test_the_whole_list_of_a_stopped_run_is_kept(root: Path, tmp_path: Path) -> 
 def test_a_file_that_vanishes_before_it_is_opened_is_set_aside(root: Path) -> None:
     listed = list_data_root(root)
     (root / "train/bag/b00/0.jpg").unlink()
-    with Readers(len(listed.files), num_workers=2) as readers:
+    with Readers(num_workers=2) as readers:
         found = inspect_files(listed, root, CatalogConfig(), readers, NullReporter())
     assert [(entry.path, entry.reason) for entry in found.unusable] == [
         ("train/bag/b00/0.jpg", "missing, or a link to nothing")

@@ -206,7 +206,8 @@ def test_worker_processes_find_the_same(root: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_killed_process_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "_WORTH_PROCESSES", 1)
-    with readers.Readers(num_files=1, num_workers=2) as opened:
+    with readers.Readers(num_workers=2) as opened:
+        opened.expect(num_files=1)
         [helper] = opened.helpers
         helper.process.kill()
         with pytest.raises(DataError, match=r"was killed, perhaps for want of memory; .*run\.runtime\.num_workers"):
@@ -217,7 +218,7 @@ def test_a_helper_ends_with_the_process_that_it_helps(root: Path) -> None:
     """However that ends; the helper holds the pipe, too, that is read here to its end."""
     program = (
         "import os, signal; from lewis_core.data.readers import Readers; from pathlib import Path\n"
-        "readers = Readers(num_files=10**6, num_workers=2)\n"
+        "readers = Readers(num_workers=2)\nreaders.expect(num_files=10**6)\n"
         f"next(readers.examine(['train/bag/b00/0.jpg'] * 1000, Path({str(root)!r}), 10_000))\n"
         "print(readers.helpers[0].process.poll(), flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lewis_core.data import overview
+from lewis_core.data import contact_sheet
+from lewis_core.data.contact_sheet import PER_ROW, TILE, draw_contact_sheet
 from lewis_core.data.images import load_thumbnail
-from lewis_core.data.overview import MAX_ROWS, PER_ROW, TILE, describe_catalog, draw_contact_sheet
+from lewis_core.data.overview import MAX_ROWS, choose_photos, describe_catalog
 from lewis_core.errors import ImageError
 from lewis_core.records import Catalog, Concept, ImageRecord
 
@@ -64,7 +65,7 @@ def test_statistics_by_hand(catalog: Catalog) -> None:
 
 
 def test_every_photo_is_in_its_place(catalog: Catalog, tmp_path: Path) -> None:
-    sheet = draw_contact_sheet(catalog, tmp_path, num_workers=2)
+    sheet = draw_contact_sheet(choose_photos(catalog), tmp_path, num_workers=2)
     middle = [(FIRST[0] + TILE // 2 + column * STEP, FIRST[1] + TILE // 2) for column in range(5)]
     assert [sheet.getpixel(place) for place in middle] == [RED, GREEN, BLUE, RED, (255, 255, 255)]
     row = 18 + STEP
@@ -80,14 +81,14 @@ def test_the_sheet_stays_small(tmp_path: Path) -> None:
         for category in range(MAX_ROWS + 5)
         for name in range(PER_ROW + 3)
     )
-    sheet = draw_contact_sheet(Catalog(concepts=concepts), tmp_path)
+    sheet = draw_contact_sheet(choose_photos(Catalog(concepts=concepts)), tmp_path)
     assert sheet.height == MAX_ROWS * (18 + STEP) + 18 + 6
 
 
 def test_a_changed_photo_is_refused(catalog: Catalog, tmp_path: Path) -> None:
     paint(tmp_path, "b/1.png", BLUE)
     with pytest.raises(ImageError, match="changed since the catalog was built"):
-        draw_contact_sheet(catalog, tmp_path)
+        draw_contact_sheet(choose_photos(catalog), tmp_path)
 
 
 def test_a_thumbnail_is_upright(tmp_path: Path) -> None:
@@ -106,6 +107,6 @@ def test_a_thumbnail_is_upright(tmp_path: Path) -> None:
 
 
 def test_labels_have_letters_of_many_languages() -> None:
-    font = overview._load_font()
+    font = contact_sheet._load_font()
     drawn = {letter: bytes(font.getmask(letter)) for letter in "àéüñЖяΩ"}
     assert len(set(drawn.values())) == len(drawn)  # a missing letter is always the same box
