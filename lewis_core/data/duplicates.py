@@ -61,16 +61,14 @@ def find_near_duplicates(places: Mapping[str, Sequence[Place]], looks: Mapping[s
         Groups of at least two pictures, sorted.
     """
     by_look: dict[Look, list[str]] = defaultdict(list)
-    for sha256 in sorted(places):
+    for sha256 in places:
         by_look[looks[sha256]].append(sha256)
-    distinct = sorted(by_look)
-    if not distinct:
+    if not by_look:
         return []
-    groups = [
-        tuple(sorted(sha256 for index in group for sha256 in by_look[distinct[index]]))
-        for group in _join(len(distinct), find_similar(distinct).tolist())
-        if len(group) > 1 or len(by_look[distinct[group[0]]]) > 1
-    ]
+    pictures = list(by_look.values())
+    pairs = find_similar(list(by_look)).tolist()
+    found = _join(pairs, alone=[index for index, same in enumerate(pictures) if len(same) > 1])
+    groups = [tuple(sorted(sha256 for index in group for sha256 in pictures[index])) for group in found]
     return _judge(sorted(groups), places)
 
 
@@ -107,9 +105,9 @@ def _judge(groups: Iterable[tuple[str, ...]], places: Mapping[str, Sequence[Plac
     return duplicates
 
 
-def _join(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
-    """Groups that pairs connect, of indices below ``count``; lonely indices are groups too."""
-    parent = list(range(count))
+def _join(pairs: Sequence[tuple[int, int]], alone: Iterable[int]) -> list[list[int]]:
+    """Groups that pairs connect; indices that may be alone are groups too if they are."""
+    parent = {index: index for index in (*alone, *(index for pair in pairs for index in pair))}
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -120,7 +118,7 @@ def _join(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
     for left, right in pairs:
         parent[root(right)] = root(left)
     groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(count):
+    for index in parent:
         groups[root(index)].append(index)
     return list(groups.values())
 

@@ -16,6 +16,8 @@ from lewis_core.errors import QuarantineError
 from lewis_core.records import ImageRecord, save_jsonl
 from lewis_core.reporting import Reporter
 
+Usable = tuple[ImageRecord, Look]
+"""An image, and what it looks like."""
 _NAMED = 5
 """Files named in an error message."""
 
@@ -57,12 +59,12 @@ def inspect_files(
     Returns:
         Usable images with their looks, and what is set aside.
     """
-    outcomes: dict[str, Examined | str] = {}
+    outcomes: dict[str, Usable | str] = {}
     if memory is not None:
         for file in listing.files:
             known = memory.recall(file.path)
             if known is not None and known.width * known.height <= config.max_image_pixels:
-                outcomes[file.path] = known
+                outcomes[file.path] = _record(file.path, known)
     todo = [file.path for file in listing.files if file.path not in outcomes]
     num_read = len(todo)
     done = len(outcomes)
@@ -70,7 +72,7 @@ def inspect_files(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")  # about metadata; what matters raises
         for chunk in readers.examine(todo, data_root, config.max_image_pixels):
-            outcomes.update(chunk)
+            outcomes.update((path, _record(path, found)) for path, found in chunk)
             if memory is not None:
                 memory.remember(chunk)
             done += len(chunk)
@@ -80,7 +82,15 @@ def inspect_files(
     return _sort_outcomes(listing, outcomes, num_read)
 
 
-def _sort_outcomes(listing: Listing, outcomes: Mapping[str, Examined | str], num_read: int) -> Inspected:
+def _record(path: str, found: Examined | str) -> Usable | str:
+    """Make the record of a usable image at once, while other processes read."""
+    if isinstance(found, str):
+        return found
+    sha256, width, height, look = found
+    return ImageRecord(path=path, sha256=sha256, width=width, height=height), look
+
+
+def _sort_outcomes(listing: Listing, outcomes: Mapping[str, Usable | str], num_read: int) -> Inspected:
     """Tell usable images, unusable ones and other files apart."""
     images: list[tuple[FoundFile, ImageRecord]] = []
     looks: dict[str, Look] = {}
@@ -91,8 +101,9 @@ def _sort_outcomes(listing: Listing, outcomes: Mapping[str, Examined | str], num
             claims = Path(file.path).suffix.lower() in SUFFIXES or outcome != NOT_AN_IMAGE
             (unusable if claims else others).append(SetAside(path=file.path, reason=outcome))
         else:
-            sha256, width, height, looks[sha256] = outcome
-            images.append((file, ImageRecord(path=file.path, sha256=sha256, width=width, height=height)))
+            image, look = outcome
+            looks[image.sha256] = look
+            images.append((file, image))
     return Inspected(
         tuple(images), tuple(sorted(unusable, key=_path)), tuple(sorted(others, key=_path)), looks, num_read
     )

@@ -87,32 +87,38 @@ def find_similar(looks: list[Look]) -> NDArray[np.int64]:
     for byte in range(NEAR_BITS + 1):
         key = (bits >> np.uint64(8 * byte)) & _BYTE
         order = np.argsort(key, kind="stable")
-        for bucket in np.split(order, np.flatnonzero(np.diff(key[order])) + 1):
-            found.extend(_compare(bucket, byte, bits, colours, totals))
+        ends = np.cumsum(np.bincount(key.astype(np.intp))).tolist()
+        for start, end in zip([0, *ends], ends, strict=False):
+            for pairs in _find_near(bits[order[start:end]]):
+                found.append(_keep_alike(order[start:end][pairs], byte, bits, colours, totals))
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def _compare(
-    bucket: NDArray[np.int64],
+def _find_near(bits: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    """Index pairs, first < second, of hashes that are near each other; many at a time."""
+    step = max(1, _MAX_PAIRS // max(1, len(bits)))
+    for start in range(0, len(bits) - 1, step):
+        rest = bits[start:]
+        near = np.bitwise_count(rest[:step, None] ^ rest) <= NEAR_BITS
+        if np.count_nonzero(near) > len(near):  # each is near itself
+            rows, columns = np.divmod(np.flatnonzero(near), len(rest))
+            yield start + np.stack([rows, columns], axis=1)[rows < columns]
+
+
+def _keep_alike(
+    pairs: NDArray[np.int64],
     byte: int,
     bits: NDArray[np.uint64],
     colours: NDArray[np.int16],
     totals: NDArray[np.int64],
-) -> Iterator[NDArray[np.int64]]:
-    """Pairs within a bucket that are alike and do not share an earlier byte; ``bucket`` is sorted."""
-    step = max(1, _MAX_PAIRS // len(bucket))
-    for start in range(0, len(bucket) - 1, step):
-        block, rest = bucket[start : start + step], bucket[start:]
-        near = np.bitwise_count(bits[block][:, None] ^ bits[rest][None, :]) <= NEAR_BITS
-        rows, columns = np.divmod(np.flatnonzero(near), len(rest))
-        pairs = np.stack([block[rows], rest[columns]], axis=1)[rows < columns]
-        if len(pairs) == 0:
-            continue
-        differ = bits[pairs[:, 0]] ^ bits[pairs[:, 1]]
-        for earlier in range(byte):
-            keep = (differ >> np.uint64(8 * earlier)) & _BYTE != 0
-            pairs, differ = pairs[keep], differ[keep]
-        pairs = pairs[np.abs(totals[pairs[:, 0]] - totals[pairs[:, 1]]) <= NEAR_COLOUR * colours.shape[1]]  # cheap
-        apart = np.abs(colours[pairs[:, 0]] - colours[pairs[:, 1]]).mean(axis=1)
-        yield pairs[apart <= NEAR_COLOUR]
+) -> NDArray[np.int64]:
+    """Pairs that do not share an earlier byte, and whose colours are alike."""
+    differ = bits[pairs[:, 0]] ^ bits[pairs[:, 1]]
+    for earlier in range(byte):
+        keep = (differ >> np.uint64(8 * earlier)) & _BYTE != 0
+        pairs, differ = pairs[keep], differ[keep]
+    pairs = pairs[np.abs(totals[pairs[:, 0]] - totals[pairs[:, 1]]) <= NEAR_COLOUR * colours.shape[1]]  # cheap
+    apart = np.abs(colours[pairs[:, 0]] - colours[pairs[:, 1]]).mean(axis=1)
+    alike: NDArray[np.int64] = pairs[apart <= NEAR_COLOUR]
+    return alike

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lewis_core.artifacts import digest_json
 from lewis_core.errors import CatalogError
@@ -24,8 +25,7 @@ class SetAside(Record):
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(NamedTuple):
     """A file, or a link to one; where a link leads is looked at when it is opened."""
 
     path: str

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lewis_core.config.data import LayoutName
 from lewis_core.data.tree import Folder, SetAside
@@ -18,8 +18,7 @@ ONE_CATEGORY = "all"
 """The pseudo-category of data sets whose concepts have none."""
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """A file that may be an image."""
 
     path: str
