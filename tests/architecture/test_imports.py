@@ -97,7 +97,10 @@ for name in {LIGHT!r}:
 
 
 def test_processes_that_open_photos_start_fast() -> None:
-    code = "import lewis_core.data.workers, sys; sys.exit(', '.join({'numpy', 'pydantic'} & set(sys.modules)) or None)"
+    code = (
+        "import lewis_core.data.workers, lewis_core.data.contact_sheet, sys\n"
+        "sys.exit(', '.join({'numpy', 'pydantic'} & set(sys.modules)) or None)"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"each process loads {result.stderr}"
 

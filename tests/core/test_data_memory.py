@@ -13,6 +13,7 @@ from lewis_core.config.base import Runtime
 from lewis_core.config.data import CatalogConfig
 from lewis_core.data import images, memory, readers, workers
 from lewis_core.data.catalog import build_catalog
+from lewis_core.data.contact_sheet import encode_contact_sheet
 from lewis_core.data.layout import scan_tree
 from lewis_core.errors import DataError, ImageError
 from lewis_core.pipeline import BUILD_CATALOG
@@ -212,6 +213,15 @@ def test_a_killed_process_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -
         helper.process.kill()
         with pytest.raises(DataError, match=r"was killed, perhaps for want of memory; .*run\.runtime\.num_workers"):
             list(opened.examine(["train/bag/b00/0.jpg"] * 1000, root, 10_000))
+
+
+def test_a_helper_says_what_went_wrong(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_WORTH_PROCESSES", 1)
+    with readers.Readers(num_workers=2) as opened:
+        opened.expect(num_files=1)
+        sheet = opened.begin(encode_contact_sheet, [("", [images.Photo("train/none.jpg", "", 1, 1)])], root)
+        with pytest.raises(ImageError, match=r"^train/none\.jpg: missing, or a link to nothing$"):
+            sheet()
 
 
 def test_a_helper_ends_with_the_process_that_it_helps(root: Path) -> None:
