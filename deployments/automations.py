@@ -2,7 +2,7 @@
 
 import sys
 
-from flows.__main__ import FLOWS
+from flows.commands import FLOWS
 from tasks.automations import ZOMBIES, ensure_zombie_automation
 
 

@@ -10,54 +10,59 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from flows.commands import FLOWS, OUTPUT, WIDTH, advise
 from lewis_core.errors import ConfigError, LewisError
 from lewis_core.storage import naming_storage_errors
 
 if TYPE_CHECKING:
     from lewis_core.config.pipeline import RunSettings
 
-FLOWS = {
-    "full-pipeline": "everything: photos, training, evaluation, report",
-    "prepare-data": "photos to the training data set",
-    "train-speaker": "prepare the data and train the speaker",
-    "train-listener": "prepare the data and train the listener on yes-or-no questions",
-    "iterate": "rounds: train the speaker, then the listener, then the speaker against the new listener",
-    "describe": "describe held-out concepts with every speaker there is",
-    "evaluate": "evaluate every speaker there is and build the report",
-    "reevaluate-checkpoints": "evaluate every checkpoint that was not evaluated yet, and choose the champion",
-    "analyse": "look behind the evaluations: uncertainty, false claims, harder games, examples",
-    "process-descriptions": "find state and location in a file of descriptions, and take them out",
-    "build-pocket": "make the embedded pocket models from scratch",
-}
 COMPARE = "compare"
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help pages in which the longest name has its text beside it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=WIDTH)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The command line's parser."""
-    lines = "\n".join(f"  {name:<24}{text}" for name, text in FLOWS.items())
+    """The command line's parser; one flow's own page is in its sub-parser."""
     parser = argparse.ArgumentParser(
         prog="python -m flows",
-        description=f"Run a flow.\n\n{lines}\n\n"
-        f"  {COMPARE:<22}put finished runs into one report: {COMPARE} RUN RUN ... (see {COMPARE} --help)",
-        epilog="The last line on standard output is one JSON object with the results.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Run a flow.",
+        epilog=f"{OUTPUT} What a flow does and reads: python -m flows FLOW --help",
+        formatter_class=Help,
     )
-    parser.add_argument("flow", choices=FLOWS, metavar="flow", help="which flow")
-    parser.add_argument("settings", type=Path, help="TOML file, e.g. deployments/settings/pocket.toml")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting, e.g. --set training.max_steps=20 (repeat for more)",
-    )
+    flows = parser.add_subparsers(dest="flow", required=True, metavar="flow", title="flows")
+    for name, command in FLOWS.items():
+        own = flows.add_parser(
+            name,
+            help=command.summary,
+            description=textwrap.fill(command.story, WIDTH, break_on_hyphens=False),
+            epilog=advise(name),
+            formatter_class=Help,
+        )
+        own.add_argument(
+            "settings", type=Path, help="TOML file; those that come with the project: deployments/settings"
+        )
+        own.add_argument(
+            "--set",
+            dest="overrides",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="change one setting, e.g. --set run.work_dir=runs/other (repeat for more)",
+        )
+    flows.add_parser(COMPARE, help=f"put finished runs into one report: {COMPARE} RUN RUN ...", add_help=False)
     return parser
 
 

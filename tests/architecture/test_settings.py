@@ -12,8 +12,8 @@ import yaml
 from prefect import Flow
 from pydantic import BaseModel
 
-from flows.__main__ import FLOWS
 from flows.build_pocket import PocketModelsSettings
+from flows.commands import FLOWS
 from flows.settings import validate, validate_as
 from lewis_core.config.pipeline import PipelineConfig, ProcessDescriptionsConfig
 

@@ -24,7 +24,7 @@ from tests.e2e.workplace import ROOT, SETTINGS, Workplace
 from tests.orchestration.live import Server, Worker, running_worker, wait_for
 
 ENSURE_ZOMBIES = """
-from flows.__main__ import FLOWS
+from flows.commands import FLOWS
 from tasks.automations import ensure_zombie_automation
 
 ensure_zombie_automation(list(FLOWS), within_s=60)

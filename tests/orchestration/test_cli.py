@@ -1,16 +1,21 @@
 """The command line: settings in, one line of JSON or one line of error out."""
 
+import importlib
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
 from flows.__main__ import EXIT_SETTINGS, as_line, main
-from flows.settings import load_data_settings, load_settings
+from flows.commands import FLOWS
+from flows.settings import load_data_settings, load_settings, read_values
+from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.errors import ConfigError, OrchestrationError
 from tasks.prefect_server import prefect_server_needed
 from tasks.services import free_port
@@ -165,13 +170,48 @@ def test_paths_in_the_last_line_can_be_copied(monkeypatch: pytest.MonkeyPatch) -
         assert as_line(result) == written
 
 
-def test_help_is_instant() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "flows", "--help"]
+@pytest.mark.parametrize("words", [["--help"], ["iterate", "--help"]])
+def test_help_is_instant(words: list[str]) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "flows", *words]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "full-pipeline" in shown.stdout
+    assert "iterate" in shown.stdout
     loaded = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
     assert "flows" in loaded
     assert not loaded & {"torch", "prefect", "mlflow", "transformers", "pydantic", "numpy"}
+
+
+def settings_of(flow: str) -> type[BaseModel]:
+    name = flow.replace("-", "_")
+    kind: type[BaseModel] = get_type_hints(getattr(importlib.import_module(f"flows.{name}"), name).fn)["config"]
+    return kind
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_every_flow_has_a_help_page_of_its_own(flow: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([flow, "--help"])
+    page = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"python -m flows {flow} deployments/settings/" in page
+    command, tables = FLOWS[flow], settings_of(flow).model_fields
+    assert " ".join(page.split()).count(command.story) == 1
+    assert set(command.reads) <= set(tables)
+    assert f"[{command.reads[-1]}]" in page
+    needed = {name for name, field in tables.items() if field.is_required()}
+    assert needed <= set(command.needs), "a file without these is refused"
+    settings_of(flow).model_validate(read_values(ROOT / command.example.split()[0], []))
+
+
+def test_every_table_is_read_by_some_flow() -> None:
+    read = {table for command in FLOWS.values() for table in command.reads}
+    assert set(PipelineConfig.model_fields) <= read
+
+
+def test_an_unknown_flow_is_named_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["prepare-dat", str(POCKET)])
+    assert "'prepare-dat'" in (said := capsys.readouterr().err)
+    assert "'prepare-data'" in said
 
 
 def test_a_prefect_server_that_goes_away_is_said_in_one_line() -> None:

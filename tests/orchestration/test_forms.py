@@ -10,7 +10,7 @@ import yaml
 from prefect.utilities.schema_tools import validate
 from prefect.utilities.schema_tools.validation import ValidationError
 
-from flows.__main__ import FLOWS
+from flows.commands import FLOWS
 from lewis_core.config.base import title_of
 from lewis_core.pipeline import STAGES
 
