@@ -70,10 +70,12 @@ def train_listener(
     run.stage(pipeline.CHECK_LISTENER_TRAINING, label=label, dataset=rows, config=config)
     run.stop_services()
     adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config, held_out_dataset=held_out)
+    name = steps.name_of(run, config)
+    run.name_result(name, steps.trained_folder(adapter))
     if not config.full_finetuning:
         numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
         key = run.tracking_key(pipeline.TRAIN_LISTENER, label)
-        run.tracker.register_adapter(adapter, key, numbers, steps.name_of(run, config))
+        run.tracker.register_adapter(adapter, key, numbers, name)
     return adapter
 
 
@@ -96,6 +98,7 @@ def play_rounds(run: PipelineRun, photos: steps.Photos) -> list[Round]:
             pipeline.TRAIN_SPEAKER, label=label, service=service, held_out=held_out, dataset=dataset, config=config
         )
         run.stop_services()
+        run.name_result(steps.name_of(run, config), steps.trained_folder(result))
         speaker = steps.trained_model(run.config.training.model, result)
         is_last = number == run.config.iterate.rounds and not run.config.iterate.train_last_listener
         made = None

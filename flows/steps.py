@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from prefect.futures import PrefectFuture, wait
@@ -147,8 +148,10 @@ def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     asked = (config.listener, config.held_out_listener)
     run.stop_services(keep=[ref for ref in evaluation_models(run) if ref in asked])
     numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
+    name = name_of(run, config)
+    run.name_result(name, trained_folder(adapter))
     if not config.full_finetuning:
-        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers, name_of(run, config))
+        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers, name)
     return adapter
 
 
@@ -157,11 +160,18 @@ def name_of(run: PipelineRun, config: GrpoConfig) -> str:
     return trained_name(config, dataset_name(run.config.source))
 
 
+def trained_folder(result: ArtifactRef) -> Path:
+    """Folder of what a training made: an adapter, or a whole model."""
+    model = result.path / "model"
+    return model if model.is_dir() else result.path / "adapter"
+
+
 def trained_model(base: ModelRef, result: ArtifactRef) -> ModelRef:
     """What a training made of a model: the model with an adapter, or another model."""
-    if (result.path / "model").is_dir():
-        return base.model_copy(update={"path": str(result.path / "model"), "adapter": None})
-    return base.model_copy(update={"adapter": result.path / "adapter"})
+    folder = trained_folder(result)
+    if folder.name == "model":
+        return base.model_copy(update={"path": str(folder), "adapter": None})
+    return base.model_copy(update={"adapter": folder})
 
 
 def evaluation_models(run: PipelineRun) -> list[ModelRef]:

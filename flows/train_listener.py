@@ -18,4 +18,9 @@ def train_listener(config: PipelineConfig) -> JsonObject:
         photos = steps.read_photos(run)
         games = steps.training_games(run, photos)
         adapter = train(run, photos, games, settings, run.config.training.model)
-        return {"adapter": str(adapter.path / "adapter"), **adapter.summary, **run.facts()}
+        return {
+            "adapter": str(steps.trained_folder(adapter)),
+            "name": steps.name_of(run, settings),
+            **adapter.summary,
+            **run.facts(),
+        }

@@ -15,4 +15,9 @@ def train_speaker(config: PipelineConfig) -> JsonObject:
     with pipeline_run(config, "train-speaker") as run:
         photos = steps.read_photos(run)
         adapter = steps.train(run, steps.build_training_data(run, photos))
-        return {"adapter": str(adapter.path / "adapter"), "mlflow_run_id": run.tracker.run_id, **run.facts()}
+        return {
+            "adapter": str(steps.trained_folder(adapter)),
+            "name": steps.name_of(run, run.config.training),
+            "mlflow_run_id": run.tracker.run_id,
+            **run.facts(),
+        }

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import threading
 import time
 import uuid
@@ -195,6 +196,18 @@ class PipelineRun(Generic[ConfigT]):
         for known, service in list(self._services.items()):
             if known not in kept:
                 service.stop()
+
+    def name_result(self, name: str, folder: Path) -> Path:
+        """Let people find a result by its name: a link in ``trained`` of the work folder, which the newest one gets."""
+        link = self.work_dir / "trained" / name
+        part = link.with_name(f".{name}-{uuid.uuid4().hex[:8]}")
+        try:
+            link.parent.mkdir(exist_ok=True)
+            part.symlink_to(os.path.relpath(folder, link.parent))
+            part.replace(link)
+        except OSError as error:
+            logger.warning("%s cannot be linked to %s: %s", link, folder, error)
+        return link
 
     @contextlib.contextmanager
     def exclusively(self, what: str) -> Iterator[None]:

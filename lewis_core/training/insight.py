@@ -12,6 +12,9 @@ from lewis_core.training.clock import PARTS_OF_SHARE
 
 PEAK_TFLOPS = {
     "H200": 989.0,
+    "H200 NVL": 835.0,
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
     "H100": 989.0,
     "H800": 989.0,
     "GH200": 989.0,

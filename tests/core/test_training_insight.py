@@ -34,7 +34,14 @@ def test_shares_latency_and_utilisation_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "tera"), [("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("Some GPU", None)]
+    ("name", "tera"),
+    [
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("Some GPU", None),
+    ],
 )
 def test_gpus_are_known_by_name(name: str, tera: int | None) -> None:
     assert peak_flops(name) == (None if tera is None else tera * 1e12)

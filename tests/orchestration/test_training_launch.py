@@ -18,6 +18,7 @@ from lewis_core.listener.schemas import Readiness
 from lewis_core.models.adapters import describe_ref
 from tasks import join, replicas
 from tasks.replicas import ExternalService, Replicas
+from tasks.run import PipelineRun
 from tasks.training_launch import (
     DEEPSPEED,
     Announcement,
@@ -218,3 +219,15 @@ def test_a_service_that_is_still_loading_is_waited_for(monkeypatch: pytest.Monke
     told[:] = [[Readiness(status="failed", model="some/model")]]
     with pytest.raises(ListenerUnavailableError, match="failed"):
         ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure()
+
+
+def test_people_find_the_newest_result_by_its_name(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(work_dir=tmp_path)
+    for key in ("a", "b"):
+        folder = tmp_path / "store" / key / "adapter"
+        folder.mkdir(parents=True)
+        (folder / "key").write_text(key)
+        link = PipelineRun.name_result(run, "base_GRPO_lewis_mugs_seed_0_r4_a8", folder)
+        assert (link / "key").read_text() == key
+    assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == [link.name]
+    assert str(link.readlink()) == "../store/b/adapter"  # the work folder can be moved
