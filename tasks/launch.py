@@ -120,7 +120,10 @@ def main(spec_path: Path) -> int:
         stage = Stage(spec.stage, spec.function, isolated=True, asks=spec.asks)
         set_run(spec.run_id, stage=stage.name, stage_key=spec.key)
         logging.getLogger().handlers[0].setFormatter(log_formatter(spec.log_format))
-        run = run_main_process if int(os.environ.get("RANK", "0")) == 0 else run_other_process
+        is_main = int(os.environ.get("RANK", "0")) == 0
+        if not is_main:
+            logging.getLogger("lewis_core").setLevel(logging.WARNING)  # the main process says what all of them do
+        run = run_main_process if is_main else run_other_process
         run(stage, spec)
         leave_process_group()
     except (ListenerUnavailableError, ListenerBusyError) as error:  # seen by all processes at the same point

@@ -36,6 +36,7 @@ ON_A_GPU = frozenset(
     )
 )
 """Stages that compute on a GPU if there is one; all others ask a service, or need none."""
+_TRAININGS = frozenset((pipeline.TRAIN_SPEAKER.name, pipeline.TRAIN_LISTENER.name))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,13 @@ def timeout_of(stage: Stage, config: RunConfig) -> float | None:
 
 def grace_of(stage: Stage, config: RunConfig) -> float:
     """Seconds between asking a stage to end and making it: training saves its last finished step."""
-    return config.training_grace_s if stage.name.startswith("train-") else GRACE_S
+    return config.training_grace_s if stage.name in _TRAININGS else GRACE_S
+
+
+def training_of(stage: Stage, arguments: Mapping[str, object]) -> GrpoConfig | None:
+    """Settings of a stage that trains, whose processes and machines are several; ``None``: it is another one."""
+    config = arguments.get("config")
+    return config if isinstance(config, GrpoConfig) and stage.name in _TRAININGS else None
 
 
 def can_retry(_task: object, _task_run: object, state: State[Any]) -> bool:

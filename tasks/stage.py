@@ -27,7 +27,6 @@ from pydantic import BaseModel
 
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import Runtime
-from lewis_core.config.grpo import GrpoConfig
 from lewis_core.errors import KilledError, ListenerUnavailableError, ProcessError
 from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
@@ -35,7 +34,7 @@ from lewis_core.threads import WAITING
 from tasks.events import Gauged, StageEvents
 from tasks.gpus import cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
-from tasks.policy import can_retry, grace_of, policy_of, timeout_of
+from tasks.policy import can_retry, grace_of, policy_of, timeout_of, training_of
 from tasks.processes import TIMED_OUT, run_process
 from tasks.replicas import Service
 from tasks.training_launch import (
@@ -270,8 +269,8 @@ def launch_command(
     stage: Stage, arguments: Mapping[str, object], runtime: Runtime, spec_file: Path, machine: Machine | None = None
 ) -> list[str]:
     """Command line of a stage's child process; training goes through ``accelerate launch``."""
-    config, entry = arguments.get("config"), ["tasks.launch", str(spec_file)]
-    if not isinstance(config, GrpoConfig):
+    config, entry = training_of(stage, arguments), ["tasks.launch", str(spec_file)]
+    if config is None:
         return [sys.executable, "-m", *entry]
     return accelerate_command(config, runtime, entry, machine or Machine(), has_gpu=has_gpu(runtime))
 
@@ -283,8 +282,8 @@ def announced(stage: Stage, arguments: Mapping[str, object], run: "PipelineRun[A
     Raises:
         ConfigError: If there are several machines and nothing says where this one can be reached.
     """
-    config = arguments.get("config")
-    machines = config.distributed.num_machines if isinstance(config, GrpoConfig) else 1
+    config = training_of(stage, arguments)
+    machines = config.distributed.num_machines if config else 1
     machine = this_machine(os.environ, machines)
     if machines == 1:
         yield machine

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lewis_core import pipeline
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.grpo import DistributedConfig
 from lewis_core.config.training import ListenerRewardConfig, RewardsConfig, TrainSpeakerConfig
@@ -19,6 +20,7 @@ from lewis_core.models.adapters import describe_ref
 from tasks import join, replicas
 from tasks.replicas import ExternalService, Replicas
 from tasks.run import PipelineRun
+from tasks.stage import launch_command
 from tasks.training_launch import (
     DEEPSPEED,
     Announcement,
@@ -231,3 +233,11 @@ def test_people_find_the_newest_result_by_its_name(tmp_path: Path) -> None:
         assert (link / "key").read_text() == key
     assert sorted(path.name for path in (tmp_path / "trained").iterdir()) == [link.name]
     assert str(link.readlink()) == "../store/b/adapter"  # the work folder can be moved
+
+
+def test_only_training_itself_takes_several_processes(tmp_path: Path) -> None:
+    arguments = {"config": settings(num_processes=2)}
+    check = launch_command(pipeline.CHECK_TRAINING, arguments, Runtime(), tmp_path / "spec.json")
+    assert check[1:] == ["-m", "tasks.launch", str(tmp_path / "spec.json")]
+    train = launch_command(pipeline.TRAIN_SPEAKER, arguments, Runtime(), tmp_path / "spec.json")
+    assert option(train, "--num_processes") == "2"
