@@ -33,7 +33,7 @@ _PAGE = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_
 <tr><td>{% for photo in row.photos %}{{ picture(photo) }}{% endfor %}</td>
 <td><div class="text">{{ row.completion }}</div>
 <div class="scores">{% for name, value in row.scores %}{{ name }} {{ value }}{{ ", " if not loop.last }}{% endfor %}
-{% if row.hacks %}<br>noticed: {{ row.hacks }}{% endif %}</div></td>
+{% if row.noticed %}<br>noticed: {{ row.noticed }}{% endif %}</div></td>
 <td><div class="candidates">{% for one in row.candidates %}
 <figure{% if one.is_target %} class="target"{% endif %}>{{ picture(one.photo) }}
 <figcaption>{{ one.shown }}{% if one.is_target %} · target{% endif %}</figcaption></figure>
@@ -57,12 +57,14 @@ class Shown(NamedTuple):
     photos: Sequence[str]
     completion: str
     scores: Sequence[tuple[str, str]]
-    hacks: str
+    noticed: str
     candidates: Sequence[Candidate]
 
 
 def sample_rows(logs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A step's completions, from what TRL has logged of it: one row each, with rewards, advantage and extra columns."""
+    if same := set(logs["rewards"]) & set(logs["extra"]):
+        raise ValueError(f"a reward and what is logged beside it have the same name: {', '.join(sorted(same))}")
     columns = {
         "completion": [messages[-1]["content"] for messages in logs["completion"]],
         **{name: list(values) for name, values in logs["rewards"].items()},
@@ -101,13 +103,13 @@ def _shown(row: Mapping[str, Any]) -> Shown:
     candidates = row.get("candidates") or ()
     chances = row.get("yes_probability") or [None] * len(candidates)
     target = row.get("target_index")
-    skipped = ("completion", "hacks", "candidates", "photos", "yes_probability", "target_index")
+    skipped = ("completion", "noticed", "candidates", "photos", "yes_probability", "target_index")
     scores = [(name, f"{value + 0.0:.3g}") for name, value in row.items() if name not in skipped and _is_number(value)]
     return Shown(
         photos=row.get("photos") or (),
         completion=str(row.get("completion", "")),
         scores=scores,
-        hacks=row.get("hacks") or "",
+        noticed=row.get("noticed") or "",
         candidates=[
             Candidate(photo, "not judged" if chance is None else f"{chance:.3f}", index == target)
             for index, (photo, chance) in enumerate(zip(candidates, chances, strict=True))

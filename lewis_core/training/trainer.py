@@ -220,7 +220,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         for hack in HACKS:
             self._log_metric(f"hacks/{hack}", sum(hack in one for one in found) / len(found))
         self._log_metric("hacks/degenerate", sum(not one.isdisjoint(DEGENERATE) for one in found) / len(found))
-        self._log_completion_extra("hacks", [", ".join(sorted(one)) for one in found])
+        self._log_completion_extra("noticed", [", ".join(sorted(one)) for one in found])
         self._log_completion_extra("candidates", columns["candidates"])
 
     def take_latencies(self) -> list[float]:

@@ -51,7 +51,8 @@ def sample(number: int, **more: Any) -> dict[str, Any]:
     return {
         "completion": f"text {number} <script>alert(1)</script>",
         "listener": 0.5,
-        "hacks": "state",
+        "noticed": "state",
+        "hacks": -1.0,
         "photos": [f"train/mug/{number}.jpg"],
         "candidates": ["test/mug/a.jpg", "test/mug/b.jpg"],
         "yes_probability": [0.9, 0.1],
@@ -77,10 +78,11 @@ def test_the_page_shows_photos_scores_and_the_target_and_escapes_text() -> None:
     assert "<i>test/mug/b.jpg</i>" in page  # what cannot be read is named
     assert "listener 0.5" in page
     assert "noticed: state" in page
+    assert "hacks -1" in page
 
 
 def test_the_page_shows_what_the_listener_did_not_see() -> None:
-    page = render_page(1, [sample(0, yes_probability=None, hacks=None)], load, load)
+    page = render_page(1, [sample(0, yes_probability=None, noticed=None)], load, load)
     assert page.count("not judged") == 2
     assert "1 of 1 completions" in page
 

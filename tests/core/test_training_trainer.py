@@ -267,6 +267,7 @@ def test_samples_show_completions_with_their_rewards(trainer: SharedPrefixTraine
     samples = trainer.samples()
     assert len(samples) == 8
     assert set(samples[0]) >= {"completion", "listener", "format", "length", "repetition", "advantage", "target_index"}
+    assert isinstance(samples[0]["hacks"], float) and isinstance(samples[0]["noticed"], str)
 
 
 def test_no_vision_weight_is_trained(trainer: SharedPrefixTrainer) -> None:
