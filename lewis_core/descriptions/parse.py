@@ -12,7 +12,7 @@ from lewis_core.records import Description
 FIELDS = ("thinking", "coarse", "detailed")
 """Tags of a completion, in their order."""
 MAX_CHARACTERS = 8000
-"""Longest text of a field; the model service refuses longer descriptions."""
+"""Longest text of a field, and of what the listener reads; the model service refuses longer descriptions."""
 _TAG = re.compile(r"</?\s*[A-Za-z_]\w*\s*/?>|<\|[^|<>]*\|>")
 _BLANK = re.compile(r"[\s.…_\-–*]+")
 _TEMPLATE_ECHOES = frozenset(
@@ -48,7 +48,10 @@ def parse_description(completion: str) -> Description:
     fields = {field: " ".join(text.split()) for field, text in zip(FIELDS, match.groups(), strict=True)}
     for field, text in fields.items():
         _check_field(field, text)
-    return Description(**fields)
+    found = Description(**fields)
+    if len(found.text) > MAX_CHARACTERS:
+        raise DescriptionError(f"the description has {len(found.text)} characters, at most {MAX_CHARACTERS} are read")
+    return found
 
 
 def _check_field(field: str, text: str) -> None:

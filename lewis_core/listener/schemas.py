@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field, model_validator
 from lewis_core.records import Record
 
 MAX_TEXT = 8192
+MAX_CANDIDATES, MAX_DESCRIPTIONS = 64, 256
+"""Of one game."""
 Patience = Annotated[float | None, Field(gt=0, le=86_400, allow_inf_nan=False)]
 """Seconds after which an answer is not wanted any more; the header ``X-Request-Timeout`` says the same."""
 
@@ -19,9 +21,9 @@ Patience = Annotated[float | None, Field(gt=0, le=86_400, allow_inf_nan=False)]
 class ScoreGame(Record):
     """Candidates and descriptions: how well does each description fit each candidate?"""
 
-    candidates: tuple[str, ...] = Field(min_length=1, max_length=64)
+    candidates: tuple[str, ...] = Field(min_length=1, max_length=MAX_CANDIDATES)
     """Image references."""
-    descriptions: tuple[str, ...] = Field(min_length=1, max_length=256)
+    descriptions: tuple[str, ...] = Field(min_length=1, max_length=MAX_DESCRIPTIONS)
     """Texts that the listener reads, not empty."""
     category: str = Field(default="object", max_length=200)
     """Category word for the prompt."""

@@ -7,7 +7,7 @@ could not judge gets ``None`` from *every* reward, so that TRL leaves it out; an
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -28,7 +28,7 @@ from lewis_core.errors import (
     ListenerUnavailableError,
     TrainingError,
 )
-from lewis_core.listener.schemas import GameScores, ScoreGame
+from lewis_core.listener.schemas import MAX_DESCRIPTIONS, GameScores, ScoreGame
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.rewards import text as texts
 from lewis_core.rewards.hacks import Game, find_hacks
@@ -50,6 +50,8 @@ class Judgement:
     captured_mass: tuple[float, ...]
 
 
+Described = tuple[str, list[int]]
+"""A text that the listener reads, and the completions that say it."""
 _Judged = tuple[list[Judgement | None], set[int]]
 
 
@@ -158,13 +160,14 @@ class ListenerReward:
             if description is not None:
                 key = (tuple(candidates[row]), category_word[row])
                 members.setdefault(key, {}).setdefault(description.text, []).append(row)
+        parts = [(key, part) for key, rows in members.items() for part in _parts(list(rows.items()))]
         games = [
-            ScoreGame(candidates=paths, descriptions=tuple(rows), category=category)
-            for (paths, category), rows in members.items()
+            ScoreGame(candidates=paths, descriptions=tuple(text for text, _ in part), category=category)
+            for (paths, category), part in parts
         ]
         judgements: list[Judgement | None] = [None] * len(texts)
-        for rows, scores in zip(members.values(), self._score(games), strict=True):
-            for index, positions in enumerate(rows.values()):
+        for (_, part), scores in zip(parts, self._score(games), strict=True):
+            for index, (_, positions) in enumerate(part):
                 for row in positions:
                     judgements[row] = _judgement(scores, index)
         pairs = enumerate(zip(descriptions, judgements, strict=True))
@@ -234,6 +237,12 @@ class ListenerReward:
         if found is None:
             return None if row in self.masked else self._config.malformed
         return listener_reward(self._config.shape, found.yes_log_odds, found.yes_probability, target_index)
+
+
+def _parts(rows: Sequence[Described]) -> Iterator[Sequence[Described]]:
+    """Descriptions of one game, as many at a time as a game may have."""
+    for start in range(0, len(rows), MAX_DESCRIPTIONS):
+        yield rows[start : start + MAX_DESCRIPTIONS]
 
 
 def _place(judged: _Judged, rows: Sequence[int], judgements: list[Judgement | None], masked: set[int]) -> None:

@@ -21,6 +21,7 @@ from lewis_core.config.grpo import GrpoConfig, LoraSettings
 from lewis_core.config.listener_training import TrainListenerConfig
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError, DataError, ModelError
+from lewis_core.listener.schemas import MAX_CANDIDATES
 from lewis_core.models.adapters import SETTINGS, WEIGHTS, foreign_base
 from lewis_core.models.files import adapter_folder
 from lewis_core.records import JsonObject
@@ -275,6 +276,11 @@ def check_candidates(rows: "Dataset") -> None:
         raise DataError(
             f"{few} of {len(pairs)} rows of the data set have fewer than 2 candidates, so there is nothing to find; "
             "build the games again with games.num_candidates = 2 or more"
+        )
+    if (widest := max(counts)) > MAX_CANDIDATES:
+        raise DataError(
+            f"{counts[widest]} rows have {widest} candidates, a listener takes {MAX_CANDIDATES} at most; "
+            "build the games again with a lower games.num_candidates"
         )
     wrong = [number for number, (candidates, target) in enumerate(pairs) if not 0 <= target < len(candidates)]
     if wrong:

@@ -55,6 +55,11 @@ def test_reads_the_three_fields_and_squeezes_space() -> None:
         ),
         pytest.param(GOOD.replace("I see a mug.", "what tells it apart"), "thinking is empty or", id="thinking-echo"),
         pytest.param(GOOD.replace("red.", "red " * 2500), "characters, at most 8000", id="too-long"),
+        pytest.param(
+            GOOD.replace("red.", "red " * 1500).replace("<coarse>", "<coarse>" + "mug " * 1000),
+            "the description has .* characters, at most 8000",
+            id="too-long-together",
+        ),
     ],
 )
 def test_refuses_and_says_why(completion: str, reason: str) -> None:

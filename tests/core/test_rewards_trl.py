@@ -88,6 +88,14 @@ def test_malformed_text_has_its_price_and_is_not_sent() -> None:
     ]
 
 
+def test_games_never_have_more_descriptions_than_the_listener_takes() -> None:
+    model = CountingModel()
+    texts = [RED.replace("The mug is red.", f"The mug is red {'x' * (number + 1)}.") for number in range(300)]
+    games = {"candidates": [["a", "b"]] * 300, "target_index": [0] * 300, "category_word": ["mug"] * 300}
+    assert reward(model)(texts, **games) == [pytest.approx(0.85)] * 300
+    assert [len(game.descriptions) for games in model.requests for game in games] == [256, 44]
+
+
 def test_nothing_is_sent_when_everything_is_malformed() -> None:
     model = CountingModel()
     assert reward(model)(["no", "nothing"], **GAMES) == [0.0, 0.0]

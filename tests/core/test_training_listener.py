@@ -329,6 +329,7 @@ def speaker_rows(**changes: Any) -> Dataset:
     ("rows", "message"),
     [
         pytest.param({"candidates": ["a.jpg"], "target_index": 0}, "2 of 2 rows .* fewer than 2 candidates", id="one"),
+        pytest.param({"candidates": ["a.jpg"] * 65}, "have 65 candidates, a listener takes 64 at most", id="many"),
         pytest.param({"target_index": 2}, "name a target that is none of their candidates, e.g. row 0", id="target"),
     ],
 )
