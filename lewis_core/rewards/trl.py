@@ -7,7 +7,7 @@ could not judge gets ``None`` from *every* reward, so that TRL leaves it out; an
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -50,8 +50,6 @@ class Judgement:
     captured_mass: tuple[float, ...]
 
 
-Described = tuple[str, list[int]]
-"""A text that the listener reads, and the completions that say it."""
 _Judged = tuple[list[Judgement | None], set[int]]
 
 
@@ -160,7 +158,11 @@ class ListenerReward:
             if description is not None:
                 key = (tuple(candidates[row]), category_word[row])
                 members.setdefault(key, {}).setdefault(description.text, []).append(row)
-        parts = [(key, part) for key, rows in members.items() for part in _parts(list(rows.items()))]
+        parts = [
+            (key, told[start : start + MAX_DESCRIPTIONS])
+            for key, told in ((key, list(of_game.items())) for key, of_game in members.items())
+            for start in range(0, len(told), MAX_DESCRIPTIONS)
+        ]
         games = [
             ScoreGame(candidates=paths, descriptions=tuple(text for text, _ in part), category=category)
             for (paths, category), part in parts
@@ -237,12 +239,6 @@ class ListenerReward:
         if found is None:
             return None if row in self.masked else self._config.malformed
         return listener_reward(self._config.shape, found.yes_log_odds, found.yes_probability, target_index)
-
-
-def _parts(rows: Sequence[Described]) -> Iterator[Sequence[Described]]:
-    """Descriptions of one game, as many at a time as a game may have."""
-    for start in range(0, len(rows), MAX_DESCRIPTIONS):
-        yield rows[start : start + MAX_DESCRIPTIONS]
 
 
 def _place(judged: _Judged, rows: Sequence[int], judgements: list[Judgement | None], masked: set[int]) -> None:
