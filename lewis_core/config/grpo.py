@@ -88,7 +88,7 @@ class GrpoConfig(FrozenConfig):
     adam_betas: tuple[Average, Average] = (0.9, 0.999)
     """Averages of AdamW."""
     beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL term that holds the model near its base."""
+    """Weight of the KL term that holds the model near what it starts from: its base, or its adapter as it was."""
     temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature of the rollouts."""
     max_new_tokens: int = Field(default=128, ge=8)
