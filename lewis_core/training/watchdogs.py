@@ -37,6 +37,8 @@ class Trouble(NamedTuple):
     found: str
     """What was seen, with the limit that it passes."""
     advice: str
+    way: str = ""
+    """In which of several ways; steps in another way are no steps in a row."""
 
 
 class Alarm(NamedTuple):
@@ -122,6 +124,7 @@ def _same_answer(row: Row, config: WatchdogsConfig) -> Trouble | None:
         f"{shares[word]:.3g} of the readable answers are {word} (answers/yes, limit {config.max_same_answer_frac:g})",
         "raise listener_training.temperature until groups differ, keep dataset.same_frac near 0.5, and lower "
         "listener_training.learning_rate",
+        way=word,
     )
 
 
@@ -136,7 +139,7 @@ class Watchdogs:
     def __init__(self, config: WatchdogsConfig, *, can_skip: bool = True) -> None:
         self._config, self._can_skip = config, can_skip
         self._lengths: list[float] = []
-        self._lasted: dict[str, int] = {}
+        self._lasted: dict[tuple[str, str], int] = {}
 
     def take(self, row: Row) -> list[Alarm]:
         """Judge the next step; returns the troubles that have lasted long enough to be told, worst first."""
@@ -144,12 +147,13 @@ class Watchdogs:
         troubles = {trouble.name: trouble for trouble in find_troubles(row, first, self._config)}
         if first is None and row.get(LENGTH) is not None:
             self._lengths.append(float(row[LENGTH]))
-        self._lasted = {name: self._lasted.get(name, 0) + 1 for name in troubles}
+        now = [(trouble.name, trouble.way) for trouble in troubles.values()]
+        self._lasted = {which: self._lasted.get(which, 0) + 1 for which in now}
         alarms = [self._alarm(trouble) for trouble in troubles.values()]
         return sorted((alarm for alarm in alarms if alarm is not None), key=lambda alarm: not alarm.stops)
 
     def _alarm(self, trouble: Trouble) -> Alarm | None:
-        steps, config = self._lasted[trouble.name], self._config
+        steps, config = self._lasted[trouble.name, trouble.way], self._config
         warn_after, stop_after = config.warn_after, config.stop_after
         if trouble.name == "not-finite":
             warn_after, stop_after = 1, config.non_finite_stop_after if self._can_skip else 1

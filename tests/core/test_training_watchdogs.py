@@ -69,6 +69,14 @@ def test_it_warns_and_then_stops_and_starts_anew_after_a_good_step() -> None:
     assert [alarm.stops for _ in range(30) for alarm in only.take(bad)] == [False] * 3  # steps 2, 12 and 22
 
 
+def test_steps_of_one_question_each_are_no_collapse_of_answers() -> None:
+    """All eight answers to a question are the same where it is known; to the next question they are the others."""
+    watchdogs = Watchdogs(CONFIG)
+    assert [alarm for step in range(19) for alarm in watchdogs.take(FINE | {"answers/yes": float(step % 2)})] == []
+    told = [alarm.stops for _ in range(4) for alarm in watchdogs.take(FINE | {"answers/yes": 1.0})]
+    assert told == [False, True]
+
+
 def test_updates_that_are_not_finite_are_told_at_once() -> None:
     bad = FINE | {"grad_norm": float("nan")}
     watchdogs = Watchdogs(CONFIG)
