@@ -5,9 +5,9 @@ Identity comes from here, never from a path's position: a concept is named by ``
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from lewis_core.errors import DataError
 
@@ -18,10 +18,16 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _stay_inside(path: str) -> str:
+    if path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"image path {path!r} must be relative to the data root and stay inside it")
+    return path
+
+
 class ImageRecord(Record):
     """One readable image of the data set."""
 
-    path: str
+    path: Annotated[str, AfterValidator(_stay_inside)]
     """Relative to the data root, with forward slashes."""
     sha256: str
     """Digest of the file's bytes."""
@@ -29,12 +35,6 @@ class ImageRecord(Record):
     """Pixels, after EXIF orientation."""
     height: int
     """Pixels, after EXIF orientation."""
-
-    @model_validator(mode="after")
-    def _stay_inside(self) -> "ImageRecord":
-        if self.path.startswith("/") or ".." in self.path.split("/"):
-            raise ValueError(f"image path {self.path!r} must be relative to the data root and stay inside it")
-        return self
 
 
 class Concept(Record):

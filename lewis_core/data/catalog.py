@@ -252,6 +252,8 @@ def choose_train_images(
     Returns:
         Images for training and for testing, in the order given.
     """
+    if not images:
+        return (), ()  # as in every concept of a layout that is split
     pictures = sorted({image.sha256 for image in images})
     order = stable_rng(seed, "train-images", category, name).permutation(len(pictures))
     chosen = {pictures[index] for index in order[:num_train]}

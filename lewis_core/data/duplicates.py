@@ -45,7 +45,7 @@ def find_duplicates(places: Mapping[str, Sequence[Place]]) -> list[Duplicate]:
     Args:
         places: Where each picture lies (:func:`find_places`).
     """
-    return _judge([(sha256,) for sha256, found in sorted(places.items()) if len(found) > 1], places)
+    return _judge(sorted((sha256,) for sha256, found in places.items() if len(found) > 1), places)
 
 
 def find_near_duplicates(places: Mapping[str, Sequence[Place]], looks: Mapping[str, Look]) -> list[Duplicate]:

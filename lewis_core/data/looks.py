@@ -85,9 +85,9 @@ def find_similar(looks: list[Look]) -> NDArray[np.int64]:
     totals = colours.sum(axis=1, dtype=np.int64)
     found = [np.empty((0, 2), np.int64)]
     for byte in range(NEAR_BITS + 1):
-        key = (bits >> np.uint64(8 * byte)) & _BYTE
-        order = np.argsort(key, kind="stable")
-        ends = np.cumsum(np.bincount(key.astype(np.intp))).tolist()
+        key = (bits >> np.uint64(8 * byte)).astype(np.uint8)
+        order = np.argsort(key, kind="stable")  # a radix sort, of bytes
+        ends = np.cumsum(np.bincount(key)).tolist()
         for start, end in zip([0, *ends], ends, strict=False):
             for pairs in _find_near(bits[order[start:end]]):
                 found.append(_keep_alike(order[start:end][pairs], byte, bits, colours, totals))
