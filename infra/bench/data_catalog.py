@@ -77,8 +77,7 @@ def used_processor() -> float:
 def time_ours(root: Path, cache: Path, workers: int) -> Times:
     """Time the stage; the processes it starts are part of it.
 
-    They import the main module, as everywhere; so what only this process needs is imported here, and they start as fast
-    as those of a flow.
+    What only this arm needs is imported here: the processes of the plain arm import the main module.
     """
     from lewis_core.config.base import Runtime
     from lewis_core.config.data import CatalogConfig
