@@ -4,27 +4,27 @@
 """
 
 import argparse
+import contextlib
+import functools
 import importlib
 import json
 import logging
 import os
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from flows.commands import FLOWS, OUTPUT, WIDTH, advise
-from lewis_core.errors import ConfigError, LewisError
+from flows.terminal import EXIT_INTERRUPTED, Stopping, brief_logs, tell_failure
 from lewis_core.storage import naming_storage_errors
 
 if TYPE_CHECKING:
     from lewis_core.config.pipeline import RunSettings
 
 COMPARE = "compare"
-EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -62,21 +62,32 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="change one setting, e.g. --set run.work_dir=runs/other (repeat for more)",
         )
+        own.add_argument(
+            "--verbose", action="store_true", help="show Prefect's whole log, and the traceback of an error"
+        )
     flows.add_parser(COMPARE, help=f"put finished runs into one report: {COMPARE} RUN RUN ...", add_help=False)
     return parser
 
 
-def end_on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    """Unwind like Ctrl-C, so that every process is ended."""
-    raise KeyboardInterrupt
+@dataclass
+class Invocation:
+    """One command, not yet run."""
+
+    name: str
+    run: "Callable[[Invocation], dict[str, object]]"
+    is_verbose: bool = False
+    """Whether Prefect's log is shown in full, and every traceback."""
+    resume: str = "The same command begins anew"
+    """What the same command does after an interruption."""
 
 
-def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, object]:
+def run_flow(settings: Path, overrides: Sequence[str], invocation: Invocation) -> dict[str, object]:
     """Read the settings and run a flow; returns its result.
 
     Raises:
         LewisError: What is wrong with the settings, or what ended the flow.
     """
+    name = invocation.name
     if name == "build-pocket":
         from flows.build_pocket import build_pocket, load_pocket_settings
 
@@ -90,22 +101,24 @@ def run_flow(name: str, settings: Path, overrides: Sequence[str]) -> dict[str, o
 
     module = importlib.import_module(f"flows.{name.replace('-', '_')}")
     work_dir = config.run.work_dir.expanduser().absolute()
-    with naming_storage_errors(work_dir), prefect_server_needed():
+    invocation.resume = f"What was finished is kept in {config.run.work_dir}: the same command goes on where it stopped"
+    logs = contextlib.nullcontext() if invocation.is_verbose else brief_logs()
+    with naming_storage_errors(work_dir), prefect_server_needed(), logs:
         make_work_dir(work_dir)
         ensure_prefect_server(work_dir / "logs" / "prefect-server.log")
         result: dict[str, object] = getattr(module, name.replace("-", "_"))(config)
     return result
 
 
-def prepare(words: Sequence[str]) -> Callable[[], dict[str, object]]:
-    """Read the command line; returns what it asks for, not yet done. Ends the program if it cannot be understood."""
+def prepare(words: Sequence[str]) -> Invocation:
+    """Read the command line; returns what it asks for. Ends the program if it cannot be understood."""
     if words and words[0] == COMPARE:
         from flows import compare
 
         compare.build_parser().parse_args(words[1:])
-        return lambda: compare.compare(words[1:])
+        return Invocation(COMPARE, lambda _: compare.compare(words[1:]))
     options = build_parser().parse_args(words)
-    return lambda: run_flow(options.flow, options.settings, options.overrides)
+    return Invocation(options.flow, functools.partial(run_flow, options.settings, options.overrides), options.verbose)
 
 
 def as_line(result: dict[str, object]) -> str:
@@ -120,22 +133,17 @@ def as_line(result: dict[str, object]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    name, run = words[0] if words else "", prepare(words)
-    signal.signal(signal.SIGTERM, end_on_sigterm)
-    try:
-        result = run()
-    except ConfigError as error:
-        sys.stderr.write(f"settings: {error}\n")
-        return EXIT_SETTINGS
-    except LewisError as error:
-        sys.stderr.write(f"{name} failed: {type(error).__name__}: {error}\n")
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{name} was interrupted; the same command goes on where it stopped\n")
-        return EXIT_INTERRUPTED
-    sys.stdout.write(as_line(result) + "\n")
-    sys.stdout.flush()
+    invocation, stopping = prepare(sys.argv[1:] if argv is None else list(argv)), Stopping()
+    with stopping.on_signals():
+        try:
+            result = invocation.run(invocation)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{stopping.sentence(invocation.name, invocation.resume)}\n")
+            return EXIT_INTERRUPTED
+        except Exception as error:  # noqa: BLE001 - told to the person at the terminal
+            return tell_failure(invocation.name, error, invocation.is_verbose)
+        sys.stdout.write(as_line(result) + "\n")
+        sys.stdout.flush()
     return 0
 
 

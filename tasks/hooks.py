@@ -21,7 +21,8 @@ def finish_tracking(flow: Any, flow_run: Any, state: Any) -> None:
     folder = Path(work_dir or "runs/default").expanduser() / "logs"
     if folder.is_dir():
         counts = upload_journals(folder.absolute())
-        logger.info("%s %s: %s; MLflow was told %d entries", flow.name, flow_run.name, state.name, counts["sent"])
+        if counts["sent"]:
+            logger.info("%s %s: %s; MLflow was told %d entries", flow.name, flow_run.name, state.name, counts["sent"])
 
 
 HOOKS: Any = {"on_cancellation": [finish_tracking], "on_crashed": [finish_tracking]}

@@ -259,6 +259,22 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     """
     arrange_logs()
     set_run(str(prefect_runtime.flow_run.id or uuid.uuid4()), flow=flow)
+    with run_log(config.run.work_dir.expanduser().absolute() / "logs", run_id(), config.run.log_format):
+        run, status = open_run(config, flow), "KILLED"
+        try:
+            with process_scope():
+                yield run
+            status = "FINISHED"
+            dismiss(run.log_dir / RENDEZVOUS, run.id)
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            close(run, status)
+
+
+def open_run(config: ConfigT, flow: str) -> PipelineRun[ConfigT]:
+    """Fetch models, decide what the settings leave open, and tell MLflow that a run begins."""
     work_dir = config.run.work_dir.expanduser().absolute()
     config = resolve_models(config, tracking_uri(config.run.tracking, work_dir), work_dir / "models")
     config = cast(ConfigT, decide_precision(config, config.run.runtime))
@@ -271,18 +287,7 @@ def pipeline_run(config: ConfigT, flow: str) -> Iterator[PipelineRun[ConfigT]]:
     name = config.run.name
     tracker = Tracker(config.run.tracking, work_dir, f"{name} {flow}", tags, name, show_mlflow_run)
     tracker.parent().params(config.model_dump(mode="json"))
-    run = PipelineRun(config, tracker, RunGauges(config.run.monitoring, name, run_id(), flow))
-    status = "KILLED"
-    try:
-        with run_log(work_dir / "logs", run.id, config.run.log_format), process_scope():
-            yield run
-        status = "FINISHED"
-        dismiss(run.log_dir / RENDEZVOUS, run.id)
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        close(run, status)
+    return PipelineRun(config, tracker, RunGauges(config.run.monitoring, name, run_id(), flow))
 
 
 def close(run: PipelineRun[ConfigT], status: str) -> None:

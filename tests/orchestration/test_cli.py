@@ -12,9 +12,10 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
-from flows.__main__ import EXIT_SETTINGS, as_line, main
+from flows.__main__ import as_line, main
 from flows.commands import FLOWS
 from flows.settings import load_data_settings, load_settings, read_values
+from flows.terminal import EXIT_SETTINGS
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.errors import ConfigError, OrchestrationError
 from tasks.prefect_server import prefect_server_needed
