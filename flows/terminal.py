@@ -19,6 +19,7 @@ from tasks.logs import ENGINES, error_of
 from tasks.processes import is_closing
 
 EXIT_FAILED, EXIT_SETTINGS, EXIT_INTERRUPTED = 1, 2, 130
+STOPPED = "stopped, as the run ends"
 _BRIEF = "brief"
 """Attribute of a log record: what a terminal shows of it."""
 
@@ -46,6 +47,8 @@ class Brief(logging.Formatter):
         """Make the line, without the traceback of what ends a task or the flow."""
         shown = copy.copy(record)
         shown.msg, shown.args = vars(record)[_BRIEF], ()
+        if shown.msg == STOPPED:
+            shown.levelno, shown.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         if record.name in ENGINES:
             shown.exc_info = shown.exc_text = None
         return self._usual.format(shown)
@@ -64,7 +67,7 @@ class Brief(logging.Formatter):
 
     def _failure(self, error: BaseException) -> str:
         was_stopped = isinstance(error, ProcessError) and is_closing()
-        return "stopped, as the run ends" if was_stopped else f"failed ({type(error).__name__})"
+        return STOPPED if was_stopped else f"failed ({type(error).__name__})"
 
     def _without_repeats(self, record: logging.LogRecord, text: str) -> str:
         """Say an error that is tried to be overcome in full once, and by its kind when it comes again."""
@@ -120,9 +123,7 @@ class Stopping:
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.signals.append(number)
         if number == signal.SIGINT and len(self.signals) == 1:
-            os.write(
-                2, b"\nstopping: what runs is ended, a training saves its last step first; Ctrl-C again to not wait\n"
-            )
+            os.write(2, b"\nstopping; a training saves its last step first (Ctrl-C again: do not wait for it)\n")
         raise KeyboardInterrupt
 
     def sentence(self, name: str, resume: str) -> str:

@@ -41,7 +41,7 @@ def error_of(record: logging.LogRecord) -> BaseException | None:
 class RunLog(logging.FileHandler):
     """A file of everything that is logged during a run, with all tracebacks.
 
-    If it cannot be written any more, that is said once: the run itself may go on, or says what a full disk kept it from.
+    If it cannot be written any more, that is said once: the run goes on, or says itself what a full disk kept it from.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -54,9 +54,12 @@ class RunLog(logging.FileHandler):
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
-        """Give the file up."""
-        self._is_lost = True
+        """Give the file up; closing it later must not try to write what is left."""
+        self._is_lost, stream, self.stream = True, self.stream, None
         logger.warning("the run's log %s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
 
     _is_lost = False
 

@@ -111,8 +111,8 @@ class RunConfig(FrozenConfig):
     monitoring: MonitoringConfig = MonitoringConfig()
     """Numbers for Prometheus."""
     log_format: Literal["text", "json"] = "text"
-    """Form of the logs of child processes and services. ``json``: one object a line, with the run's id, and a log of
-    the whole run beside them, ``logs/run-<id>.jsonl``."""
+    """Form of all logs: of child processes, services and the run (``logs/run-<id>.log``, or ``.jsonl``). ``json``: one
+    object a line, with the run's id."""
 
     @field_validator("force", "stage_timeouts_s")
     @classmethod
