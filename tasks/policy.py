@@ -19,7 +19,7 @@ from lewis_core.stages import Stage
 from tasks.processes import is_closing
 
 SERVICE_RETRIES_S = (2.0, 10.0, 30.0)
-"""Pauses before a stage asks a model service again."""
+"""Pauses before a stage asks a model service again, or training goes on from its last checkpoint."""
 GRACE_S = 10.0
 """Seconds between asking a stage that has nothing to save to end, and making it."""
 ON_A_GPU = frozenset(
@@ -64,7 +64,7 @@ def policy_of(stage: Stage) -> Policy:
     tags = {"isolated": stage.isolated, "gpu": is_on_gpu, "model-service": asks}
     return Policy(
         tags=tuple(name for name, is_so in tags.items() if is_so),
-        retry_delays_s=SERVICE_RETRIES_S if asks else (),
+        retry_delays_s=SERVICE_RETRIES_S if asks or stage.name in _TRAININGS else (),
         is_on_gpu=is_on_gpu,
     )
 

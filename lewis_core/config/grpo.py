@@ -183,7 +183,7 @@ class GrpoConfig(FrozenConfig):
         """Optimiser updates with a data set of a number of rows."""
         if self.epochs is None:
             return self.max_steps
-        return max(1, int(self.epochs * rows * self.num_iterations / self.prompts_per_step))
+        return max(1, int(round(self.epochs * rows * self.num_iterations / self.prompts_per_step, 6)))
 
 
 def split_problem(prompts_per_step: int, micro_batch_prompts: int | None, processes: int) -> str | None:

@@ -119,4 +119,5 @@ def test_splits() -> None:
 def test_epochs_become_steps() -> None:
     config = GrpoConfig.model_validate({"model": MODEL, "epochs": 4, "prompts_per_step": 8})
     assert config.steps(500) == 250
+    assert config.model_copy(update={"epochs": 0.29}).steps(800) == 29  # 28.999999999999996 in binary
     assert GrpoConfig.model_validate({"model": MODEL}).steps(500) == 60

@@ -18,6 +18,7 @@ from lewis_core.listener.client import HttpModel
 from lewis_core.listener.schemas import Readiness
 from lewis_core.models.adapters import describe_ref
 from tasks import join, replicas
+from tasks.policy import policy_of
 from tasks.replicas import ExternalService, Replicas
 from tasks.run import PipelineRun
 from tasks.stage import launch_command
@@ -241,3 +242,9 @@ def test_only_training_itself_takes_several_processes(tmp_path: Path) -> None:
     assert check[1:] == ["-m", "tasks.launch", str(tmp_path / "spec.json")]
     train = launch_command(pipeline.TRAIN_SPEAKER, arguments, Runtime(), tmp_path / "spec.json")
     assert option(train, "--num_processes") == "2"
+
+
+def test_a_training_that_was_killed_is_tried_again_whoever_is_trained() -> None:
+    for stage in (pipeline.TRAIN_SPEAKER, pipeline.TRAIN_LISTENER):
+        assert policy_of(stage).retry_delays_s == (2.0, 10.0, 30.0)
+    assert policy_of(pipeline.CHECK_LISTENER_TRAINING).retry_delays_s == ()
