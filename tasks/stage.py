@@ -11,6 +11,7 @@ import contextvars
 import functools
 import json
 import os
+import signal
 import sys
 import textwrap
 import time
@@ -51,6 +52,9 @@ from tasks.turns import try_lock, turn
 if TYPE_CHECKING:
     from tasks.run import PipelineRun
     from tasks.tracking import StageTracker
+
+KILLED = 128 + signal.SIGKILL
+"""Exit status of a process that was killed, also before it could say that it has begun."""
 
 
 @dataclass
@@ -256,7 +260,8 @@ def run_isolated(
             raise events.failure from error
         if error.code == EXIT_LISTENER_LOST:
             raise ListenerUnavailableError(f"{stage.name} lost its model service; its log is {log}") from error
-        was_killed = events.has_started and not events.has_crashed and error.code != TIMED_OUT
+        has_begun = events.has_started or error.code == KILLED
+        was_killed = has_begun and not events.has_crashed and error.code != TIMED_OUT
         kind = KilledError if was_killed else ProcessError
         raise kind(error.name, error.code, [*error.tail, f"(log: {log})"]) from error
     found = find_result(stage, run.store, arguments)
