@@ -23,6 +23,8 @@ NUM_COLOURS = 8
 QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 VIEW_BOX = re.compile(r'viewBox="0 0 (\S+) (\S+)"')
 SMOOTHING = 20
+FEW = 10
+"""From so many points on a line is smoothed; through fewer it goes straight, as a mean would hide where it begins."""
 """A line is smoothed with a kernel as wide as its length divided by this."""
 
 
@@ -285,8 +287,9 @@ def _reference(name: str, value: float, x: Axis, y: Axis) -> Markup:
     ).format(x.start, x.end, y(value), y(value), x.end, y(value) + 13, name)
 
 
-def _smooth_line(item: Series) -> list[float]:
-    return smooth(item.ys, max(1.0, len(item.ys) / SMOOTHING))
+def _smooth_line(item: Series) -> Sequence[float]:
+    """Values of a series' line: their running mean, or the values themselves where they are few."""
+    return item.ys if len(item.ys) < FEW else smooth(item.ys, max(1.0, len(item.ys) / SMOOTHING))
 
 
 def _series(item: Series, x: Axis, y: Axis) -> Markup:

@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
@@ -26,6 +26,8 @@ class Panel:
     """Its first group, if any, names the line."""
     cover: tuple[float, ...] = ()
     """Values that the axis must include."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What lines are called beside their logged names."""
 
 
 PANELS = (
@@ -36,7 +38,8 @@ PANELS = (
     Panel("Listener accuracy", "share of completions", "how often the listener ranks the target first",
           re.compile(r"(?:listener[/_])?(?:game[/_])?accuracy"), (0.0, 1.0)),
     Panel("Held-out listener", "share of completions", "both listeners on the same texts; a gap is a private code",
-          re.compile(r"held_out/((?:listener_)?accuracy)"), (0.0, 1.0)),
+          re.compile(r"held_out/((?:listener_)?accuracy)"), (0.0, 1.0),
+          {"accuracy": "held-out", "listener_accuracy": "training’s"}),
     Panel("Distance from the base", "nats per token", "KL divergence from the untrained speaker",
           re.compile(r"(?:train/)?kl(?:/mean)?"), (0.0,)),
     Panel("Length", "tokens", "mean length of a completion",
@@ -106,7 +109,9 @@ def _collect(rows: Iterable[JsonObject], panel: Panel) -> list[Series]:
                 points.setdefault(label, []).append((float(step), float(value)))
     ordered = {label: sorted(dict(pairs).items()) for label, pairs in sorted(points.items())}
     return [
-        Series(label.replace("_", " "), f"k{index}", [x for x, _ in pairs], [y for _, y in pairs])
+        Series(
+            panel.names.get(label, label.replace("_", " ")), f"k{index}", [x for x, _ in pairs], [y for _, y in pairs]
+        )
         for index, (label, pairs) in enumerate(ordered.items())
     ]
 

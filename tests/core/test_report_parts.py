@@ -1,13 +1,14 @@
 """Parts of the report: charts, labels, facts."""
 
+import re
 from xml.etree import ElementTree
 
 import pytest
 
 from lewis_core.records import Catalog
-from lewis_core.report import charts, labels
+from lewis_core.report import charts, curves, labels
 from lewis_core.report.facts import duration, write_facts
-from lewis_core.report.load import ReportData
+from lewis_core.report.load import ReportData, Training
 from lewis_core.report.samples import spread_evenly
 
 
@@ -28,6 +29,31 @@ def test_smooth_keeps_constants_and_lowers_peaks() -> None:
     assert charts.smooth([2.0] * 5, 1.0) == pytest.approx([2.0] * 5)
     # Weights 1 and 2 exp(-1/2) + 2 exp(-2): 1 / (1 + 1.2131 + 0.2707) = 0.4026 of the peak stays.
     assert charts.smooth([0.0, 0, 1, 0, 0], 1.0)[2] == pytest.approx(0.4026, abs=1e-4)
+
+
+def points_of(chart: str) -> tuple[list[str], list[str]]:
+    """Places of a chart's dots, and of the corners of its line."""
+    dots = [f"{x},{y}" for x, y in re.findall(r'<circle cx="(\S+)" cy="(\S+)"', chart)]
+    return dots, re.findall(r'<polyline points="([^"]*)"', chart)[0].split()
+
+
+def test_a_line_through_few_points_meets_them() -> None:
+    for count, is_met in ((4, True), (30, False)):
+        places = [float(place) for place in range(count)]
+        series = charts.Series("held-out", "k0", places, [(-1.0) ** place for place in range(count)])
+        dots, corners = points_of(charts.line_chart("title", [series], "update", "share"))
+        assert len(dots) == count
+        assert (dots == corners) is is_met
+
+
+def test_lines_are_called_what_they_show() -> None:
+    rows = tuple({"step": step, "held_out/accuracy": 0.5, "held_out/listener_accuracy": 0.7} for step in (1, 2))
+    curve = curves.draw_curves(Training(metrics=rows, completions=(), summary={}, settings={}))[0]
+    assert [curve.title, *re.findall(r'class="label[^>]*>([^<]*)<', curve.chart)] == [
+        "Held-out listener",
+        "training’s",
+        "held-out",
+    ]
 
 
 def test_labels_are_moved_apart_inside_the_chart() -> None:
