@@ -67,6 +67,7 @@ def assemble_trainer(
         runtime: Threads, memory for vision features.
     """
     from lewis_core.models.features import backbone
+    from lewis_core.training.joining import JoinGradients
     from lewis_core.training.processes import is_alone
     from lewis_core.training.sharding import share_precision, whole_vision_tower
     from lewis_core.training.shared_prefix import SharedPrefixTrainer
@@ -95,6 +96,8 @@ def assemble_trainer(
         trainer = SharedPrefixTrainer(encode=encode, own_rollouts=writes_itself(config), **arguments)
     if shards_weights():
         share_precision(trainer.model)
+    if config.distributed.strategy == "zero2":
+        trainer.add_callback(JoinGradients())
     if trainer.accelerator.ddp_handler is not None:  # gradients are not copied to be exchanged
         trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
     return trainer

@@ -104,7 +104,9 @@ def test_files_for_use_by_hand_say_what_the_product_does(strategy: str) -> None:
         return
     assert by_hand["deepspeed_config"]["deepspeed_config_file"] == f"infra/deepspeed/{strategy}.json"
     assert str(by_hand["deepspeed_config"]["zero3_init_flag"]).lower() == option(found, "--zero3_init_flag")
-    zero = json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))["zero_optimization"]
+    settings_of = json.loads((DEEPSPEED / f"{strategy}.json").read_text(encoding="utf-8"))
+    zero = settings_of["zero_optimization"]
+    assert not settings_of["timers"]["throughput"]["enabled"]  # it would wait for the GPU before every forward pass
     assert zero["stage"] == int(strategy[4])
     assert ("offload_optimizer" in zero) == strategy.endswith("offload")
 
