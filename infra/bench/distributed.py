@@ -7,7 +7,9 @@ was measured is written after every part.
 |---|---|
 | one | one GPU |
 | two | data parallel on all GPUs, as many prompts on each |
+| two:1000 | the same; gradients are exchanged in parts of 1000 MiB, or any other number, instead of 25 |
 | zero2, zero3 | the same under DeepSpeed |
+| zero2_one | ZeRO-2 on one GPU: what DeepSpeed costs without an exchange |
 | listener | training on the first GPU, a model service on the second; how long training waits for it |
 | kill | data parallel; a process is killed with SIGKILL, and the same command goes on |
 """
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -39,7 +42,7 @@ from lewis_core.training.journal import read_rows
 from tasks.processes import Process
 from tasks.training_launch import Machine, accelerate_command
 
-PARTS = ("one", "two", "zero2", "zero3", "listener", "kill")
+PARTS = ("one", "two", "zero2_one", "zero2", "zero3", "listener", "kill")
 WARM = 2
 """Steps that are left out: kernels are chosen, CUDA graphs captured."""
 KILL_AFTER, SAVE_EVERY = 3, 2
@@ -109,8 +112,9 @@ class Bench:
         if self.left_s() < self._options.part_s / 2:
             self.results[part] = {"left_out": f"{self.left_s():.0f} s were left"}
             return
+        name, _, bucket_mib = part.partition(":")
         try:
-            self.results[part] = getattr(self, f"_{part}")()
+            self.results[part] = getattr(self, f"_{name}")(*([int(bucket_mib)] if bucket_mib else []))
         except (LewisError, OSError, RuntimeError, ValueError) as error:
             self.results[part] = {"failed": f"{type(error).__name__}: {error}"}
         self.save()
@@ -120,8 +124,13 @@ class Bench:
     def _one(self) -> dict[str, Any]:
         return self._train("one", self.config(1), gpus=[0])
 
-    def _two(self) -> dict[str, Any]:
-        return self._train("two", self.config(self._options.gpus))
+    def _two(self, bucket_mib: int | None = None) -> dict[str, Any]:
+        name = f"two-{bucket_mib}" if bucket_mib else "two"
+        return self._train(name, self.config(self._options.gpus), bucket_mib=bucket_mib)
+
+    def _zero2_one(self) -> dict[str, Any]:
+        config = self.config(1, distributed=DistributedConfig(strategy="zero2"))
+        return self._train("zero2_one", config, gpus=[0])
 
     def _zero2(self) -> dict[str, Any]:
         return self._train("zero2", self.config(self._options.gpus, distributed=DistributedConfig(strategy="zero2")))
@@ -146,7 +155,7 @@ class Bench:
         changes = {"gradient_checkpointing": True} if self._options.checkpointing else {}
         config = self.config(self._options.gpus, save_steps=SAVE_EVERY, max_steps=KILL_AFTER + 3, **changes)
         place = self._folder / "kill"
-        process = self._start("kill", config, None, None)
+        process = self._start("kill", config)
         try:
             while process.is_alive and len(read_rows(place / "steps.jsonl")) < KILL_AFTER:
                 time.sleep(0.05)
@@ -170,11 +179,16 @@ class Bench:
         }
 
     def _train(
-        self, part: str, config: TrainSpeakerConfig, gpus: Sequence[int] | None = None, url: str | None = None
+        self,
+        part: str,
+        config: TrainSpeakerConfig,
+        gpus: Sequence[int] | None = None,
+        url: str | None = None,
+        bucket_mib: int | None = None,
     ) -> dict[str, Any]:
         """Run a training to its end, and read what it says."""
         started, place = time.monotonic(), self._folder / part
-        process = self._start(part, config, gpus, url)
+        process = self._start(part, config, gpus, url, bucket_mib)
         try:
             status = process.wait(min(self._options.part_s, max(1.0, self.left_s())))
         except ProcessError as error:
@@ -200,7 +214,14 @@ class Bench:
             found["log_tail"] = log[-1500:]
         return found
 
-    def _start(self, part: str, config: TrainSpeakerConfig, gpus: Sequence[int] | None, url: str | None) -> Process:
+    def _start(
+        self,
+        part: str,
+        config: TrainSpeakerConfig,
+        gpus: Sequence[int] | None = None,
+        url: str | None = None,
+        bucket_mib: int | None = None,
+    ) -> Process:
         place = self._folder / part
         place.mkdir(exist_ok=True)
         shape = Shape(self._options.visual_tokens, config.prompts_per_step, config.num_generations, 1)
@@ -214,7 +235,7 @@ class Bench:
             "url": url,
             "size": self._options.size if self._options.in_process else None,
             "profile": self._options.profile,
-            "bucket_mib": self._options.bucket_mib,
+            "bucket_mib": bucket_mib,
         }
         (place / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         is_gpu = self._options.device == "cuda"
@@ -257,7 +278,7 @@ def _median_parts(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> int:
     """Measure; returns 0 if every part ran."""
     parser = argparse.ArgumentParser(prog="python -m infra.bench.distributed", description=__doc__)
-    parser.add_argument("parts", nargs="+", help=f"{', '.join(PARTS)}; one after the other")
+    parser.add_argument("parts", nargs="+", help=f"{', '.join(PARTS)}, two:MIB; one after the other")
     parser.add_argument("--size", choices=tuple(world.SIZES), default="tiny")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--gpus", type=int, default=2, help="processes of the parts with several")
@@ -273,12 +294,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--part-s", type=float, default=150.0, help="longest time of a part")
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--in-process", action="store_true", help="every process makes the model: nothing is on disk")
-    parser.add_argument("--bucket-mib", type=int, help="ddp: gradients are exchanged in parts of this size; else 25")
     parser.add_argument("--profile", action="store_true", help="also the kernels of one step of each GPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in kill and zero3")
     options = parser.parse_args(arguments)
-    if unknown := set(options.parts) - set(PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    if unknown := [part for part in options.parts if not re.fullmatch(rf"{'|'.join(PARTS)}|two:[1-9]\d*", part)]:
+        parser.error(f"there is no part {', '.join(unknown)}")
     options.out.mkdir(parents=True, exist_ok=True)
     options.out = options.out.absolute()
     with tempfile.TemporaryDirectory() as temporary:
@@ -288,7 +308,7 @@ def main(arguments: Sequence[str]) -> int:
         for part in options.parts:
             bench.run(part)
         bench.save()
-    wanted = {name: found for name, found in bench.results.items() if name in PARTS}
+    wanted = {name: found for name, found in bench.results.items() if name in options.parts}
     return int(any("failed" in found or found.get("status") for found in wanted.values()))
 
 

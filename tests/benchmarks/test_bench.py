@@ -117,7 +117,8 @@ def test_tokens_must_be_a_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be squares, found [5]" in capsys.readouterr().err
 
 
-def test_parts_on_several_gpus_do_not_share_them(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("part", ["zero3+kill", "two:", "two:25MiB", "one:25"])
+def test_parts_on_several_gpus_are_named_one_by_one(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        distributed.main(["zero3+kill"])
-    assert "there is no part zero3+kill" in capsys.readouterr().err
+        distributed.main(["one", "two:25", part])
+    assert f"there is no part {part}\n" in capsys.readouterr().err
