@@ -19,7 +19,7 @@ from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError
 
 DEEPSPEED = Path(__file__).resolve().parents[1] / "infra" / "deepspeed"
-"""DeepSpeed's settings, one file for each strategy but ``ddp``."""
+"""DeepSpeed's settings: a file for each strategy but ``ddp``, and one for adapters under ZeRO-2."""
 RENDEZVOUS = "rendezvous"
 """Folder below the logs in which several machines meet."""
 _ENDED = "ended"
@@ -112,7 +112,7 @@ def accelerate_command(
         options += ["--machine_rank", str(machine.rank), "--main_process_ip", machine.address]
         options += ["--rdzv_backend", "static", "--same_network"]
     if strategy != "ddp":
-        options += ["--use_deepspeed", "--deepspeed_config_file", str(DEEPSPEED / f"{strategy}.json")]
+        options += ["--use_deepspeed", "--deepspeed_config_file", str(deepspeed_file(config))]
         options += ["--deepspeed_multinode_launcher", "standard"]
         options += ["--zero3_init_flag", str(config.distributed.shards_weights).lower()]
     else:
@@ -122,6 +122,17 @@ def accelerate_command(
         elif not has_gpu:
             options.append("--cpu")
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", *entry]
+
+
+def deepspeed_file(config: GrpoConfig) -> Path:
+    """DeepSpeed's settings for a strategy other than ``ddp``.
+
+    A whole model's gradients are exchanged part by part beside the backward pass, and DeepSpeed waits for the GPU after
+    it. An adapter's are one part, which is exchanged after the pass, so that nothing would be won by that wait.
+    """
+    strategy = config.distributed.strategy
+    is_one_part = strategy == "zero2" and not config.full_finetuning
+    return DEEPSPEED / ("zero2_adapter.json" if is_one_part else f"{strategy}.json")
 
 
 def launcher_environment(grace_s: float) -> dict[str, str]:

@@ -29,6 +29,7 @@ from tasks.training_launch import (
     accelerate_command,
     announce,
     check_machines,
+    deepspeed_file,
     dismiss,
     launcher_environment,
     this_machine,
@@ -109,6 +110,15 @@ def test_files_for_use_by_hand_say_what_the_product_does(strategy: str) -> None:
     assert not settings_of["timers"]["throughput"]["enabled"]  # it would wait for the GPU before every forward pass
     assert zero["stage"] == int(strategy[4])
     assert ("offload_optimizer" in zero) == strategy.endswith("offload")
+
+
+def test_an_adapter_under_zero2_waits_for_no_exchange_beside_its_backward_pass() -> None:
+    whole = settings(full_finetuning=True, beta=0.0, distributed=DistributedConfig(strategy="zero2"))
+    adapter = settings(distributed=DistributedConfig(strategy="zero2"))
+    found = [json.loads(deepspeed_file(config).read_text(encoding="utf-8")) for config in (whole, adapter)]
+    assert [one["zero_optimization"].pop("overlap_comm") for one in found] == [True, False]
+    assert found[0] == found[1]
+    assert option(command(adapter), "--deepspeed_config_file") == str(deepspeed_file(adapter))
 
 
 def test_the_launcher_gives_its_processes_as_much_time_to_end_as_it_has() -> None:
