@@ -70,12 +70,17 @@ def read_values(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"settings file {path} cannot be read: {error.strerror}{seen_from(path)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
     for override in overrides:
         apply_override(values, override)
     return values
+
+
+def seen_from(path: Path) -> str:
+    """Where a relative path was looked for, as the end of a sentence."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}, where the command runs"
 
 
 def check_folders(config: PrepareDataConfig) -> None:
@@ -85,9 +90,9 @@ def check_folders(config: PrepareDataConfig) -> None:
         ConfigError: Naming the setting whose folder is missing.
     """
     if isinstance(config.source, FolderSource) and not (root := config.source.root.expanduser()).is_dir():
-        seen_from = "" if root.is_absolute() else f" in {Path.cwd()}, where the command runs"
         raise ConfigError(
-            f"source.root: there is no folder {config.source.root}{seen_from}; set it to the folder of your photos"
+            f"source.root: there is no folder {config.source.root}{seen_from(root)}; set it to the folder of your "
+            "photos"
         )
     check_models(config)
     try:

@@ -8,15 +8,17 @@ from pathlib import Path
 
 from lewis_core.errors import LewisError, ProcessError, StorageError
 
+_ROOM, _ACCESS = "make room", "give access, or name another folder (run.work_dir)"
 _REASONS = {
-    errno.ENOSPC: "no space is left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "a file became larger than this process may write",
-    errno.EROFS: "the folder is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EIO: "the disk reports an error",
+    errno.ENOSPC: ("no space is left on the disk", _ROOM),
+    errno.EDQUOT: ("the disk quota is used up", _ROOM),
+    errno.EFBIG: ("a file became larger than this process may write", "raise the limit (ulimit -f)"),
+    errno.EROFS: ("the folder is read-only", _ACCESS),
+    errno.EACCES: ("permission denied", _ACCESS),
+    errno.EPERM: ("permission denied", _ACCESS),
+    errno.EIO: ("the disk reports an error", "see the system's log"),
 }
+"""What the system's errors mean, and what to do."""
 _WORDS = {
     "no space left on device": errno.ENOSPC,
     "database or disk is full": errno.ENOSPC,
@@ -41,14 +43,21 @@ def naming_storage_errors(place: Path) -> Iterator[None]:
         yield
     except ProcessError as error:
         if is_full(place):  # a child that could not even write its log cannot say why it died
-            raise StorageError(f"{_REASONS[errno.ENOSPC]} of {place}; make room, and run the command again") from error
+            raise StorageError(explain(errno.ENOSPC, place)) from error
         raise
     except LewisError:
         raise
     except Exception as error:
-        if (reason := storage_problem(error)) is None:
+        if (problem := storage_problem(error)) is None:
             raise
-        raise StorageError(f"{reason}; make room or give access, and run the command again ({place})") from error
+        number, name = problem
+        raise StorageError(explain(number, name or place)) from error
+
+
+def explain(number: int, place: Path | str) -> str:
+    """Say in words what is wrong with the file system at a place, and what to do."""
+    reason, remedy = _REASONS[number]
+    return f"{reason}: {place}; {remedy}, and run the command again"
 
 
 def is_full(place: Path) -> bool:
@@ -59,8 +68,8 @@ def is_full(place: Path) -> bool:
         return False
 
 
-def storage_problem(error: BaseException) -> str | None:
-    """What is wrong with the file system, if that is what caused an error; looks through chained errors."""
+def storage_problem(error: BaseException) -> tuple[int, str] | None:
+    """Number of the system's error and its file (empty if unknown), if one caused an error; looks through chains."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -69,7 +78,6 @@ def storage_problem(error: BaseException) -> str | None:
         if number not in _REASONS:
             number = next((known for words, known in _WORDS.items() if words in str(cause).lower()), None)
         if number is not None:
-            name = getattr(cause, "filename", None)
-            return _REASONS[number] + (f": {name}" if name else "")
+            return number, str(getattr(cause, "filename", None) or "")
         cause = cause.__cause__ or cause.__context__
     return None

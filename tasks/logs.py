@@ -11,8 +11,10 @@ from lewis_core.correlation import JsonLines, LogFormat, log_formatter
 from lewis_core.errors import LewisError
 
 OWN = ("lewis_core", "tasks", "flows")
-CHATTY = ("lewis_core.reporting", "httpx", "httpcore", "alembic", "mlflow.store.db.utils")
+CHATTY = ("lewis_core.reporting", "httpx", "httpcore", "alembic")
 """Progress of stages in this process is shown by :mod:`tasks.events`; the others say nothing of interest."""
+REPEATING = ("mlflow.store.db.utils", "urllib3.connectionpool")
+"""They tell every try of what :mod:`tasks.tracking` says once, some with pages of SQL."""
 logger = logging.getLogger(__name__)
 _DETAILS = "details"
 """Attribute of a log record: the error whose traceback was dropped."""
@@ -96,6 +98,8 @@ def arrange_logs() -> None:
         logging.getLogger(name).setLevel(logging.INFO)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in REPEATING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ENGINES:
         engine = logging.getLogger(name)
         if not any(isinstance(known, OneLine) for known in engine.filters):

@@ -73,6 +73,7 @@ class Process:
         self.name, self.log, self.grace_s = name, log, grace_s
         self.tail: deque[str] = deque(maxlen=20)
         self._on_line = on_line
+        self._is_unheard = False
         self._ended = threading.Event()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -172,6 +173,10 @@ class Process:
             return
         try:
             self._on_line(line)
+        except OSError as error:  # a full disk fails every line: it is said once
+            if not self._is_unheard:
+                logger.warning("%s: what it says cannot be kept: %s", self.name, error)
+            self._is_unheard = True
         except Exception:
             logger.warning("%s: a line could not be handled: %r", self.name, line[:200], exc_info=True)
 

@@ -327,11 +327,16 @@ def to_json(values: Mapping[str, object]) -> JsonObject:
     return plain
 
 
+def is_none(value: object) -> bool:
+    """Whether a value is a count of nothing; a measured 0.0 is something."""
+    return type(value) is int and value == 0
+
+
 def short(summary: Mapping[str, object]) -> str:
-    """Counts of a stage on one line; digests and what is empty are left to its manifest."""
+    """Counts of a stage on one line; digests and what there is none of are left to its manifest."""
     counts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in summary.items()
-        if not isinstance(value, dict | list) and value not in (None, "") and not key.endswith("sha256")
+        if not (isinstance(value, dict | list) or key.endswith("sha256") or value in (None, "") or is_none(value))
     ]
     return textwrap.shorten(", ".join(counts), 400, placeholder=" …") or "its numbers are in its folder"

@@ -1,5 +1,6 @@
 """Open every file of a data root, in parallel: usable images, and what is set aside with the reason."""
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from lewis_core.errors import QuarantineError
 from lewis_core.records import ImageRecord, save_jsonl
 from lewis_core.reporting import Reporter
 
+logger = logging.getLogger(__name__)
 Usable = tuple[ImageRecord, Look]
 """An image, and what it looks like."""
 _NAMED = 5
-"""Files named in an error message."""
+"""Files named in a message."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _path(entry: SetAside) -> str:
 
 
 def check_quarantine(inspected: Inspected, data_root: Path, config: CatalogConfig, work_dir: Path | None) -> None:
-    """Stop when too much is wrong.
+    """Stop when too much is wrong, and name what is wrong otherwise.
 
     Args:
         inspected: What was found.
@@ -127,6 +129,12 @@ def check_quarantine(inspected: Inspected, data_root: Path, config: CatalogConfi
     """
     bad, total = len(inspected.unusable), len(inspected.unusable) + len(inspected.images)
     if bad <= config.max_quarantine_frac * total:
+        if bad:
+            named = "; ".join(f"{entry.path}: {entry.reason}" for entry in inspected.unusable[:_NAMED])
+            more = f"; … and {bad - _NAMED} more" if bad > _NAMED else ""
+            logger.warning(
+                "%d of %d images cannot be used (all: the catalog's quarantine.jsonl): %s%s", bad, total, named, more
+            )
         return
     where = ""
     if work_dir is not None:

@@ -70,7 +70,7 @@ def test_concepts_are_sorted_by_id_whichever_folder_they_are_found_in(tmp_path: 
     assert [concept.id for concept in build(tmp_path / "root")[1].concepts] == ["bag/b", "mug/a"]
 
 
-def test_what_cannot_be_used_is_named(root: Path) -> None:
+def test_what_cannot_be_used_is_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "train/bag/b00/zero.jpg").write_bytes(b"")
     (root / "train/bag/b00/text.jpg").write_text("hello")
     (root / "train/bag/b00/captions.txt").write_text("hello")
@@ -84,6 +84,11 @@ def test_what_cannot_be_used_is_named(root: Path) -> None:
         SetAside(path="train/bag/b00/captions.txt", reason="not an image"),
     ]
     assert (summary["quarantined"], summary["other_files"]) == (3, 1)
+    assert caplog.messages[-1] == (
+        "3 of 19 images cannot be used (all: the catalog's quarantine.jsonl): train/bag/b00/text.jpg: not an image; "
+        "train/bag/b00/zero.jpg: empty file (0 bytes); "
+        "train/bag/loop: a loop: links to a folder that it lies in; not followed"
+    )
 
 
 def test_too_much_quarantine_stops_the_run_and_names_files(root: Path) -> None:

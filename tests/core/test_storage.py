@@ -15,9 +15,10 @@ from lewis_core.storage import naming_storage_errors
     ("error", "says"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "a.txt"), "no space is left on the disk: a.txt; make room"),
-        (OSError(errno.EROFS, "Read-only file system", "b"), "the folder is read-only: b"),
+        (OSError(errno.EROFS, "Read-only file system", "b"), "the folder is read-only: b; give access, or name"),
         (PermissionError(errno.EACCES, "Permission denied", "c"), "permission denied: c"),
-        (sqlite3.OperationalError("database or disk is full"), "no space is left"),
+        (OSError(errno.EFBIG, "File too large", "d"), r"than this process may write: d; raise the limit \(ulimit -f\)"),
+        (sqlite3.OperationalError("database or disk is full"), "no space is left on the disk: /.*; make room, and run"),
         (RuntimeError("Error: No space left on device (os error 28)"), "no space is left"),
     ],
 )

@@ -86,6 +86,14 @@ def test_a_log_file_is_appended_and_only_new_lines_are_followed(tmp_path: Path) 
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
 
 
+def test_a_full_disk_is_said_once_however_many_lines_it_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def keep(_line: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    run_process("many", [*PYTHON, "print('one'); print('two')"], tmp_path / "log", keep)
+    assert caplog.messages == ["many: what it says cannot be kept: [Errno 28] No space left on device"]
+
+
 def test_a_failing_line_handler_does_not_stop_the_following(tmp_path: Path) -> None:
     seen: list[str] = []
 

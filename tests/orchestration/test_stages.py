@@ -293,7 +293,8 @@ def test_runs_in_different_work_folders_may_share_what_they_know(config: Pipelin
 def test_the_line_of_a_finished_stage_holds_counts_only() -> None:
     summary = {"concepts": 6, "share": 2 / 3, "verdict": "", "missing": None, "side_sha256": "ab" * 32, "ids": ["a"]}
     assert short(summary) == "concepts 6, share 0.6667"
+    assert short({"quarantined": 0, "accuracy": 0.0, "is_best": False}) == "accuracy 0, is_best False"
     assert short({"ids": []}) == "its numbers are in its folder"
-    line = short({f"count_{number}": number for number in range(100)})
+    line = short({f"count_{number}": number for number in range(1, 101)})
     assert len(line) <= 400
     assert line.endswith(", …"), "cut between two counts"
