@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows import steps
+from flows import steps, training
 from flows.analyse import analysis_paths, look_closer
 from flows.summary import pipeline_summary, publish
 from lewis_core.config.pipeline import PipelineConfig
@@ -16,7 +16,7 @@ def full_pipeline(config: PipelineConfig) -> JsonObject:
     """Play the whole Lewis game: photos, games, training against the listener, descriptions, evaluations, report."""
     with pipeline_run(config, "full-pipeline") as run:
         photos = steps.read_photos(run)
-        adapter = steps.train(run, steps.build_training_data(run, photos))
+        adapter = training.train_speaker(run, steps.build_training_data(run, photos))
         who = steps.speakers(run, adapter)
         evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
         report = steps.build_report(run, photos, adapter, evaluated, steps.compare(run, evaluated))

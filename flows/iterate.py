@@ -6,10 +6,11 @@ from flows import steps
 from flows.rounds import listener_config, play_rounds, table
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
+from tasks.hooks import HOOKS
 from tasks.run import pipeline_run
 
 
-@flow(name="iterate")
+@flow(name="iterate", **HOOKS)
 def iterate(config: PipelineConfig) -> JsonObject:
     """Train speaker and listener in turn, ``iterate.rounds`` times."""
     with pipeline_run(config, "iterate") as run:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flows import questions, steps
+from flows import questions, steps, training
 from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
@@ -70,12 +70,7 @@ def train_listener(
     run.stage(pipeline.CHECK_LISTENER_TRAINING, label=label, dataset=rows, config=config)
     run.stop_services()
     adapter = run.stage(pipeline.TRAIN_LISTENER, label=label, dataset=rows, config=config, held_out_dataset=held_out)
-    name = steps.name_of(run, config)
-    run.name_result(name, steps.trained_folder(adapter))
-    if not config.full_finetuning:
-        numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
-        key = run.tracking_key(pipeline.TRAIN_LISTENER, label)
-        run.tracker.register_adapter(adapter, key, numbers, name)
+    training.publish(run, pipeline.TRAIN_LISTENER, adapter, config, label)
     return adapter
 
 
@@ -90,15 +85,14 @@ def play_rounds(run: PipelineRun, photos: steps.Photos) -> list[Round]:
     for number in range(1, run.config.iterate.rounds + 1):
         label = f"round {number}"
         config = run.config.training.model_copy(update={"model": speaker, "listener": listener})
-        check_machines(config, os.environ, run.config.run.services, f"listener-{number}")
-        run.stage(pipeline.CHECK_TRAINING, label=label, dataset=dataset, config=config)
+        training.check_speaker(run, dataset, config, f"listener-{number}", label)
         service = run.service(f"listener-{number}", listener)
         held_out = run.service(steps.INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
         result = run.stage(
             pipeline.TRAIN_SPEAKER, label=label, service=service, held_out=held_out, dataset=dataset, config=config
         )
         run.stop_services()
-        run.name_result(steps.name_of(run, config), steps.trained_folder(result))
+        run.name_result(training.name_of(run, config), steps.trained_folder(result))
         speaker = steps.trained_model(run.config.training.model, result)
         is_last = number == run.config.iterate.rounds and not run.config.iterate.train_last_listener
         made = None

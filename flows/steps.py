@@ -4,7 +4,6 @@ Steps are plain functions and not subflows, so that the UI shows one graph with 
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,13 @@ from lewis_core.artifacts import ArtifactRef, digest_file
 from lewis_core.config.base import ModelRef
 from lewis_core.config.data import FolderSource
 from lewis_core.config.evaluation import SpeakerRef, VqaConfig
-from lewis_core.config.grpo import GrpoConfig
 from lewis_core.config.pipeline import PrepareDataConfig
 from lewis_core.data.layout import scan_tree
-from lewis_core.errors import CatalogError, ConfigError
+from lewis_core.errors import CatalogError
 from lewis_core.evaluation.vqa import QUESTIONS, usable_items
 from lewis_core.models.files import model_identity
 from lewis_core.records import Catalog, Database, Splits, VqaItem, load_jsonl, load_record
-from lewis_core.training.naming import dataset_name, trained_name
 from tasks.run import PipelineRun
-from tasks.training_launch import check_machines
 
 logger = logging.getLogger(__name__)
 BASE, TRAINED = "base", "trained"
@@ -133,31 +129,6 @@ def training_categories(photos: Photos) -> list[str]:
     catalog = load_record(photos.catalog.file("catalog.json"), Catalog)
     splits = load_record(photos.splits.file("splits.json"), Splits)
     return list(catalog.select(splits.training).categories)
-
-
-def train(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
-    """Play the game until the speaker is better: GRPO against the listener."""
-    config = run.config.training
-    if run.config.dataset.role != "speaker":
-        raise ConfigError('a speaker is trained on games: set dataset.role = "speaker"')
-    check_machines(config, os.environ, run.config.run.services)
-    run.stage(pipeline.CHECK_TRAINING, dataset=dataset, config=config)
-    listener = run.service(LISTENER, config.listener) if config.rewards.listener.weight > 0 else None
-    held_out = run.service(INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
-    adapter = run.stage(pipeline.TRAIN_SPEAKER, service=listener, held_out=held_out, dataset=dataset, config=config)
-    asked = (config.listener, config.held_out_listener)
-    run.stop_services(keep=[ref for ref in evaluation_models(run) if ref in asked])
-    numbers = {key: float(value) for key, value in adapter.summary.items() if isinstance(value, int | float)}
-    name = name_of(run, config)
-    run.name_result(name, trained_folder(adapter))
-    if not config.full_finetuning:
-        run.tracker.register_adapter(adapter, run.tracking_key(pipeline.TRAIN_SPEAKER), numbers, name)
-    return adapter
-
-
-def name_of(run: PipelineRun, config: GrpoConfig) -> str:
-    """What people call the result of a training of this run."""
-    return trained_name(config, dataset_name(run.config.source))
 
 
 def trained_folder(result: ArtifactRef) -> Path:

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows import steps
+from flows import steps, training
 from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.records import JsonObject
 from tasks.hooks import HOOKS
@@ -14,10 +14,10 @@ def train_speaker(config: PipelineConfig) -> JsonObject:
     """Train the speaker with the Lewis game; prepares the data first unless that was done."""
     with pipeline_run(config, "train-speaker") as run:
         photos = steps.read_photos(run)
-        adapter = steps.train(run, steps.build_training_data(run, photos))
+        adapter = training.train_speaker(run, steps.build_training_data(run, photos))
         return {
             "adapter": str(steps.trained_folder(adapter)),
-            "name": steps.name_of(run, run.config.training),
+            "name": training.name_of(run, run.config.training),
             "mlflow_run_id": run.tracker.run_id,
             **run.facts(),
         }

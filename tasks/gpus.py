@@ -96,6 +96,12 @@ class GpuPool:
         self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
 
+    def sharing(self, stage_gpus: int, services: int) -> int:
+        """How many of a run's services will share a GPU with a stage that has some; 0 if this run uses none."""
+        if not self._gpus:
+            return 0
+        return services if self._config.services == "shared" else max(0, services - (len(self._gpus) - stage_gpus))
+
     @contextlib.contextmanager
     def lease(self, count: int, what: str, kind: Kind = "stage") -> Iterator[tuple[str, ...]]:
         """Have GPUs for a while.

@@ -28,6 +28,7 @@ from tasks.links import prefect_tags, show_mlflow_run
 from tasks.logs import arrange_logs, run_log
 from tasks.mirror import Mirror
 from tasks.models import resolve_models
+from tasks.policy import policy_of
 from tasks.processes import process_scope
 from tasks.prometheus import RunGauges
 from tasks.replicas import ExternalService, Replicas, Service
@@ -189,6 +190,18 @@ class PipelineRun(Generic[ConfigT]):
             for name in names
         ]
         return services[0] if len(services) == 1 else Replicas(services)
+
+    def beside(self, stage: Stage, arguments: Mapping[str, object], asked: Mapping[str, ModelRef]) -> list[ModelRef]:
+        """Models whose services will share a GPU with a stage: those for which no other one is left.
+
+        Args:
+            stage: Which.
+            arguments: What identifies it.
+            asked: The models that it asks, by role.
+        """
+        started = dict.fromkeys(ref for role, ref in asked.items() if role not in self.config.run.services)
+        refs = [ref for ref in started for _ in range(self.config.run.service_replicas)]
+        return refs[len(refs) - self.gpus.sharing(policy_of(stage).num_gpus(arguments), len(refs)) :]
 
     def stop_services(self, keep: Sequence[ModelRef] = ()) -> None:
         """End all services but those of some models, so that their memory is free."""

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from packaging.version import Version
 from safetensors import safe_open
 
 from lewis_core.artifacts import ArtifactRef
-from lewis_core.config.base import Runtime
+from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.grpo import GrpoConfig, LoraSettings
 from lewis_core.config.listener_training import TrainListenerConfig
 from lewis_core.config.training import TrainSpeakerConfig
@@ -25,7 +25,16 @@ from lewis_core.listener.schemas import MAX_CANDIDATES
 from lewis_core.models.adapters import SETTINGS, WEIGHTS, foreign_base
 from lewis_core.models.files import adapter_folder
 from lewis_core.records import JsonObject
-from lewis_core.training.footprint import GIB, Footprint, Shape, check_memory, estimate_footprint, read_shape, tell
+from lewis_core.training.footprint import (
+    GIB,
+    Footprint,
+    Shape,
+    check_memory,
+    estimate_footprint,
+    read_shape,
+    service_bytes,
+    tell,
+)
 from lewis_core.training.groups import photos_of
 from lewis_core.training.rows import load_rows
 
@@ -43,10 +52,10 @@ LEAST_DEEPSPEED = Version("0.19.2")
 
 
 def preflight_speaker(
-    dataset: ArtifactRef, output_dir: Path, config: TrainSpeakerConfig, runtime: Runtime
+    dataset: ArtifactRef, output_dir: Path, config: TrainSpeakerConfig, beside: Sequence[ModelRef], runtime: Runtime
 ) -> JsonObject:
     """Check a speaker's training (stage ``check-training``); see :func:`check_training`."""
-    return _preflight(dataset, output_dir, config, runtime)
+    return _preflight(dataset, output_dir, config, runtime, beside)
 
 
 def preflight_listener(
@@ -56,20 +65,25 @@ def preflight_listener(
     return _preflight(dataset, output_dir, config, runtime)
 
 
-def _preflight(dataset: ArtifactRef, output_dir: Path, config: GrpoConfig, runtime: Runtime) -> JsonObject:
+def _preflight(
+    dataset: ArtifactRef, output_dir: Path, config: GrpoConfig, runtime: Runtime, beside: Sequence[ModelRef] = ()
+) -> JsonObject:
     rows = load_rows(dataset.path / "dataset", config, COLUMNS)
-    found = check_training(config, rows, runtime)
+    found = check_training(config, rows, runtime, beside)
     (output_dir / "preflight.txt").write_text(f"{found['memory']}\n", encoding="utf-8")
     return found
 
 
-def check_training(config: GrpoConfig, rows: "Dataset", runtime: Runtime) -> JsonObject:
+def check_training(
+    config: GrpoConfig, rows: "Dataset", runtime: Runtime, beside: Sequence[ModelRef] = ()
+) -> JsonObject:
     """Check everything that can be checked without loading a model.
 
     Args:
         config: Of the training.
         rows: Its data set.
         runtime: Device.
+        beside: Models whose services will be on a GPU of the training.
 
     Returns:
         The memory estimate, the longest prompt in tokens, and the number of different prompts.
@@ -90,12 +104,14 @@ def check_training(config: GrpoConfig, rows: "Dataset", runtime: Runtime) -> Jso
     for warning in foolish(config, config.steps(len(rows))):
         logger.warning(warning)
     shape, photos = read_shape(config.model.path), max(len(photos_of(row)) for row in rows.select(range(1)))
-    memory = _tell_memory(config, shape, photos, runtime)
+    memory = _tell_memory(config, shape, photos, runtime, beside)
     longest, texts = longest_prompt(config, rows, shape)
     return {"memory": memory, "longest_prompt_tokens": longest, "different_prompts": texts}
 
 
-def _tell_memory(config: GrpoConfig, shape: Shape | None, photos: int, runtime: Runtime) -> str:
+def _tell_memory(
+    config: GrpoConfig, shape: Shape | None, photos: int, runtime: Runtime, beside: Sequence[ModelRef]
+) -> str:
     if shape is None:
         told = (
             f"the size of {config.model.path} is not known before it is downloaded, so memory cannot be estimated; "
@@ -103,7 +119,8 @@ def _tell_memory(config: GrpoConfig, shape: Shape | None, photos: int, runtime: 
         )
         logger.warning(told)
         return told
-    found: Footprint = estimate_footprint(config, shape, photos, runtime.vision_cache_mib)
+    services = sum(service_bytes(ref, runtime.vision_cache_mib) for ref in beside)
+    found: Footprint = estimate_footprint(config, shape, photos, runtime.vision_cache_mib, services)
     gpus = gpu_bytes() if runtime.device != "cpu" else []
     here = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} of {min(gpus) / GIB:.0f} GiB here" if gpus else "no GPU here"
     told = f"{tell(config, found)}; {here}"

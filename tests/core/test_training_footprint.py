@@ -6,9 +6,19 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from lewis_core.config.base import ModelRef
 from lewis_core.config.grpo import GrpoConfig
 from lewis_core.errors import ConfigError, ModelError
-from lewis_core.training.footprint import GIB, KNOWN, check_memory, estimate_footprint, read_shape, shape_of, tell
+from lewis_core.training.footprint import (
+    GIB,
+    KNOWN,
+    check_memory,
+    estimate_footprint,
+    read_shape,
+    service_bytes,
+    shape_of,
+    tell,
+)
 
 
 def settings(path: str = "Qwen/Qwen2-VL-7B-Instruct", **changes: Any) -> GrpoConfig:
@@ -101,6 +111,21 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert "activations will be computed again" in str(check_memory(config, found, [30 * GIB]))
     assert check_memory(config, found, []) is None
     assert tell(config, found).startswith("Qwen/Qwen2-VL-7B-Instruct needs about")
+
+
+def test_a_listener_on_the_same_gpu_is_counted() -> None:
+    shape = read_shape("Qwen/Qwen2-VL-7B-Instruct")
+    assert shape is not None
+    config = settings()
+    listener = service_bytes(config.model)
+    assert listener / GIB == pytest.approx(15.4 + 2.6 + 2 + 1.5, rel=0.02)  # weights, a pass, vision features, CUDA
+    assert service_bytes(ModelRef(path="somebody/unknown")) == 0
+    found = estimate_footprint(config, shape, beside=listener)
+    alone = estimate_footprint(config, shape)
+    assert (found.least - alone.least, found.usual - alone.usual) == pytest.approx((listener, listener))
+    assert check_memory(config, alone, [40 * GIB]) is not None  # a warning: not at full speed
+    with pytest.raises(ConfigError, match=r"services on the same GPU 21\..*40 GiB: use one GPU more, .* run.services"):
+        check_memory(config, found, [40 * GIB])
 
 
 def test_full_finetuning_needs_what_is_well_known() -> None:

@@ -13,6 +13,7 @@ from prefect.utilities.schema_tools.validation import ValidationError
 from flows.commands import FLOWS
 from lewis_core.config.base import title_of
 from lewis_core.pipeline import STAGES
+from tasks.hooks import HOOKS
 
 ROOT = Path(__file__).parents[2]
 FORM_TYPES = {"string", "integer", "number", "boolean", "array", "object", "null"}
@@ -95,3 +96,10 @@ def test_the_server_refuses_wrong_parameters_before_anything_runs(
     changed = {**parameters["config"], section: {**parameters["config"][section], key: value}}
     with pytest.raises(ValidationError, match=complaint):
         validate({"config": changed}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_run_that_is_tracked_is_closed_by_others_if_it_cannot_do_it(flow: str) -> None:
+    module = importlib.import_module(f"flows.{flow.replace('-', '_')}")
+    hooks = getattr(module, flow.replace("-", "_")).on_crashed_hooks
+    assert hooks == (HOOKS["on_crashed"] if hasattr(module, "pipeline_run") else [])

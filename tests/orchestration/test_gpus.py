@@ -1,5 +1,6 @@
 """Turns and GPU slots: one after the other, free the moment a holder dies, nothing without a GPU."""
 
+import contextlib
 import itertools
 import os
 import signal
@@ -32,6 +33,21 @@ def no_flow_is_ending() -> Iterator[None]:
 
 def pool(folder: Path, ids: tuple[int, ...] = (0, 1), **settings: object) -> GpuPool:
     return GpuPool(GpuConfig.model_validate({"ids": ids, "lock_dir": folder, **settings}), is_used=True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "services", "settings", "sharing"),
+    [((0,), 1, {}, 1), ((0, 1), 1, {}, 0), ((0, 1), 3, {}, 2), ((0, 1), 1, {"services": "shared"}, 1)],
+)
+def test_services_for_which_no_gpu_is_left_share_one(
+    tmp_path: Path, ids: tuple[int, ...], services: int, settings: dict[str, object], sharing: int
+) -> None:
+    own = pool(tmp_path, ids, **settings)
+    assert own.sharing(1, services) == sharing
+    with contextlib.ExitStack() as stack:
+        [training] = stack.enter_context(own.lease(1, "training"))
+        taken = [stack.enter_context(own.lease(1, "service", "service"))[0] for _ in range(services)]
+    assert taken.count(training) == sharing
 
 
 def test_a_second_waits_until_the_first_is_done(tmp_path: Path) -> None:
