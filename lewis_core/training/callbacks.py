@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 METRICS, COMPLETIONS, TIMES = "metrics.jsonl", "completions.jsonl", "timings.jsonl"
 SAMPLES = "samples"
 """Folder of pages with sample completions."""
-_DROPPED = ("epoch", "num_tokens", "total_flos", "clip_ratio", "step_time")
+_DROPPED = ("epoch", "num_tokens", "total_flos", "clip_ratio/low_min", "clip_ratio/high_max", "step_time")
 
 
 def rename_metrics(logs: Mapping[str, Any]) -> dict[str, float]:

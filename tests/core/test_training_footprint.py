@@ -124,7 +124,7 @@ def test_a_listener_on_the_same_gpu_is_counted() -> None:
     alone = estimate_footprint(config, shape)
     assert (found.least - alone.least, found.usual - alone.usual) == pytest.approx((listener, listener))
     assert check_memory(config, alone, [40 * GIB]) is not None  # a warning: not at full speed
-    with pytest.raises(ConfigError, match=r"services on the same GPU 21\..*40 GiB: use one GPU more, .* run.services"):
+    with pytest.raises(ConfigError, match=r"services on the same GPU 21\..*40 GiB: use one GPU more, .*run.services"):
         check_memory(config, found, [40 * GIB])
 
 
