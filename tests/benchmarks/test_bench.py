@@ -1,7 +1,10 @@
 """The benchmarks run, at tiny size, and their arms agree: what is timed is the same work."""
 
 import json
+import sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,6 +86,53 @@ def test_the_pocket_recipe_is_timed_by_turns(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "pocket-tiny-cpu.json").read_text())["rows"]
     assert {row["arm"] for row in rows} == {"ours", "stock TRL"}
     assert all(len(row["rewards"]) == len(row["times"]) == 2 for row in rows)
+
+
+class PeerEngine:
+    """Answers in the shapes of vLLM 0.26."""
+
+    def __init__(self, checkpoint: str, **settings: Any) -> None:
+        assert json.loads((Path(checkpoint) / "config.json").read_text())["architectures"]
+        cache = SimpleNamespace(num_gpu_blocks=2, block_size=16)
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
+
+    def reset_prefix_cache(self) -> bool:
+        """It always can."""
+        return True
+
+    def generate(self, prompts: list[dict[str, Any]], sampling: dict[str, Any], use_tqdm: bool) -> list[Any]:
+        """Every log-probability is -1; of a prompt 3 tokens are computed where vLLM may read its cache."""
+        value: Any = defaultdict(lambda: SimpleNamespace(logprob=-1.0))
+        row = SimpleNamespace(token_ids=[7] * sampling["max_tokens"], logprobs=[value])
+        found = []
+        for prompt in prompts:
+            ids = list(prompt["prompt"].encode())
+            cached = len(ids) - 3 if sampling.get("skip_reading_prefix_cache") is False else 0
+            rows = [row] * sampling.get("n", 1)
+            known = [value] * len(ids)
+            found.append(
+                SimpleNamespace(prompt_token_ids=ids, num_cached_tokens=cached, outputs=rows, prompt_logprobs=known)
+            )
+        return found
+
+
+def test_the_peer_is_asked_for_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer = SimpleNamespace(LLM=PeerEngine, SamplingParams=dict, __version__="0")
+    monkeypatch.setitem(sys.modules, "vllm", peer)
+    assert main(["peer", "--device", "cpu", "--visual-tokens", "4", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "peer-tiny-cpu.json").read_text())
+    assert [row["part"] for row in found["rows"]] == ["rollouts"] * 2 + ["reference"] * 2 + ["listener"] * 2
+    missing = {note["what"]: note["missing"] for note in found["notes"] if "missing" in note}
+    shared = "reference: vLLM, prompt_logprobs, prompts shared: completion tokens"
+    # 6 completions of 8 tokens; of each prompt 3 tokens are computed, which tell of the last 2
+    assert missing == {"reference: vLLM, prompt_logprobs: completion tokens": 0, shared: 6 * (8 - 2)}
+
+
+def test_without_the_peer_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert main(["peer", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    [row] = json.loads((tmp_path / "peer-tiny-cpu.json").read_text())["rows"]
+    assert row["error"].startswith("not installed")
 
 
 def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:
