@@ -30,6 +30,7 @@ Raise the leaf; say what was expected, what was found, what to do. Chain with ``
 Never turn a failure into a neutral value: a zero reward is data.
 """
 
+import signal
 from collections.abc import Sequence
 
 
@@ -157,8 +158,18 @@ class ProcessError(LewisError):
 
     def __init__(self, name: str, code: int, tail: Sequence[str] = ()) -> None:
         lines = "\n".join(tail)
-        super().__init__(f"{name} ended with exit status {code}" + (f"; its last lines:\n{lines}" if lines else ""))
+        told = f"; its last lines:\n{lines}" if lines else ""
+        super().__init__(f"{name} ended with exit status {code}{_by_signal(code)}{told}")
         self.name, self.code, self.tail = name, code, tuple(tail)
+
+
+def _by_signal(code: int) -> str:
+    """Name of the signal that an exit status stands for, if it does, and what it usually means."""
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        return ""
+    return f" ({name}: if nobody killed it, the machine had no memory left, see dmesg)" if code == 137 else f" ({name})"
 
 
 class KilledError(ProcessError):

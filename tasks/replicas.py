@@ -1,6 +1,7 @@
 """Model services that are several: replicas that we start, one on each GPU, and services that run elsewhere."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ from tasks.processes import is_closing
 from tasks.services import ModelService
 
 logger = logging.getLogger(__name__)
+NOBODY = "no answer of a model service"
 NOBODY_S = 120.0
 """Longest wait for a service of others that does not answer yet: it may be starting, or its address may be wrong."""
-LOOK_EVERY_S = 5.0
+LOOK_EVERY_S, SAY_EVERY_S = 5.0, 60.0
 
 
 class Service(Protocol):
@@ -63,6 +65,8 @@ class ExternalService:
 
     def __init__(self, role: str, urls: Sequence[str], model: ModelRef, ready_s: float = 0.0) -> None:
         self._role, self._urls, self._model, self._ready_s = role, tuple(urls), model, ready_s
+        self._is_away = False
+        """Whether nobody came in all the time that nobody is waited for; another try does not wait again."""
 
     def ensure(self) -> str:
         """Return the addresses, once at least one of them is ready; warns about the others.
@@ -90,17 +94,25 @@ class ExternalService:
         """What all of them say of themselves, when one is ready or there is nothing to wait for."""
         from lewis_core.listener.client import HttpModel
 
-        started = time.monotonic()
+        started, said = time.monotonic(), -math.inf
         with HttpModel(self._urls) as client:
             while True:
-                found = client.readiness()
+                found, now = client.readiness(), time.monotonic()
                 states = _states(found)
-                waits_s = self._ready_s if "loading" in states else min(self._ready_s, NOBODY_S)
-                is_hopeless = not {"loading", "no answer"}.intersection(states)
-                if "ready" in states or is_hopeless or is_closing() or time.monotonic() - started >= waits_s:
+                is_nobody_there = set(states) == {NOBODY}
+                self._is_away = self._is_away and is_nobody_there
+                waits_s = self._ready_s if "loading" in states else min(self._ready_s, self._nobody_s())
+                is_hopeless = not {"loading", NOBODY}.intersection(states)
+                if "ready" in states or is_hopeless or is_closing() or now - started >= waits_s:
+                    self._is_away = is_nobody_there
                     return found
-                logger.info("%s: waiting for %s (%s)", self._role, ", ".join(self._urls), ", ".join(states))
+                if now - said >= SAY_EVERY_S:
+                    logger.info("%s: waiting for %s (%s)", self._role, ", ".join(self._urls), ", ".join(states))
+                    said = now
                 time.sleep(LOOK_EVERY_S)
+
+    def _nobody_s(self) -> float:
+        return 0.0 if self._is_away else NOBODY_S
 
     def _check_model(self, url: str, found: Readiness) -> None:
         """Compare what is served with the settings; a base may be named otherwise on another machine."""
@@ -131,4 +143,4 @@ def _compare(found: Serves, wanted: Serves) -> list[tuple[str, object, object]]:
 
 
 def _states(found: Sequence[Readiness | None]) -> list[str]:
-    return [one.status if one is not None else "no answer" for one in found]
+    return [one.status if one is not None else NOBODY for one in found]

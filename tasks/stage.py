@@ -11,12 +11,13 @@ import contextvars
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,10 @@ if TYPE_CHECKING:
 
 KILLED = 128 + signal.SIGKILL
 """Exit status of a process that was killed, also before it could say that it has begun."""
+
+
+LAUNCHED = re.compile(r"^subprocess\.CalledProcessError: .* died with <Signals\.\w+: (\d+)>\.$")
+"""How ``accelerate launch`` says that a signal ended its process."""
 
 
 @dataclass
@@ -263,11 +268,21 @@ def run_isolated(
         has_begun = events.has_started or error.code == KILLED
         was_killed = has_begun and not events.has_crashed and error.code != TIMED_OUT
         kind = KilledError if was_killed else ProcessError
-        raise kind(error.name, error.code, [*error.tail, f"(log: {log})"]) from error
+        code, tail = without_launcher(error.code, error.tail)
+        raise kind(error.name, code, [*tail, f"(log: {log})"]) from error
     found = find_result(stage, run.store, arguments)
     if found is None:
         raise ProcessError(stage.name, 0, [f"it ended well but published nothing under {key}", f"(log: {log})"])
     return found
+
+
+def without_launcher(code: int, tail: Sequence[str]) -> tuple[int, Sequence[str]]:
+    """Exit status and last lines of a process itself, not of ``accelerate launch``, which ends with a traceback."""
+    ended = LAUNCHED.search(tail[-1]) if tail else None
+    if ended is None:
+        return code, tail
+    begin = max((at for at, line in enumerate(tail) if line.startswith("Traceback")), default=len(tail) - 1)
+    return 128 + int(ended[1]), tail[:begin]
 
 
 def launch_command(

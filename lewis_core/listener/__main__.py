@@ -171,7 +171,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        reason = "address already in use" if taken else error.strerror
+        reason = "address already in use; end what listens there, or give another --port" if taken else error.strerror
         logger.error("cannot listen on %s port %d: %s", args.host, args.port, reason)
         return PORT_TAKEN if taken else 2
     return _serve(args, ref, images, access, limits, listening)

@@ -13,12 +13,12 @@ from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.evaluation import SpeakerRef
 from lewis_core.config.gpus import GpuConfig
 from lewis_core.config.pipeline import PipelineConfig
-from lewis_core.errors import CatalogError, LewisError, ProcessError
+from lewis_core.errors import CatalogError, KilledError, LewisError, ProcessError
 from lewis_core.stages import Stage
 from tasks.gpus import GpuPool
 from tasks.run import pipeline_run
 from tasks.services import ModelService
-from tasks.stage import short
+from tasks.stage import short, without_launcher
 from tests.orchestration.stand_ins import CountConfig, stand_in_command
 
 COUNT = Stage("count", "tests.orchestration.stand_ins:count")
@@ -288,6 +288,23 @@ def test_runs_in_different_work_folders_may_share_what_they_know(config: Pipelin
 
         ask()
     assert (tmp_path / "shared" / "known.txt").read_text() == "1"
+
+
+def test_a_killed_training_is_told_without_the_traceback_of_its_launcher() -> None:
+    own = ["step 3"]
+    launcher = [
+        "Traceback (most recent call last):",
+        '  File "accelerate/commands/launch.py", line 999, in simple_launcher',
+        "subprocess.CalledProcessError: Command '['python', '-m', 'tasks.launch']' died with <Signals.SIGKILL: 9>.",
+    ]
+    assert without_launcher(1, [*own, *launcher]) == (137, own)
+    assert without_launcher(1, launcher[1:]) == (137, launcher[1:2])
+    assert without_launcher(3, own) == (3, own)
+    assert without_launcher(3, []) == (3, [])
+    said = str(KilledError("train-speaker", 137, own))
+    assert said.startswith("train-speaker ended with exit status 137 (SIGKILL: if nobody killed it, the machine had no")
+    assert str(KilledError("train-speaker", 143)) == "train-speaker ended with exit status 143 (SIGTERM)"
+    assert str(KilledError("train-speaker", 1)) == "train-speaker ended with exit status 1"
 
 
 def test_the_line_of_a_finished_stage_holds_counts_only() -> None:

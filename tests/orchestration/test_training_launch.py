@@ -188,7 +188,7 @@ def test_services_of_others_have_to_be_ready(monkeypatch: pytest.MonkeyPatch, ca
     answers = [None, Readiness(status="ready", model="another/model", detail="", vision_cache=None)]
     monkeypatch.setattr(HttpModel, "readiness", lambda self: answers)
     assert service.ensure() == "http://127.0.0.1:9,http://127.0.0.1:10"
-    assert "http://127.0.0.1:9 is not ready (no answer)" in caplog.text
+    assert "http://127.0.0.1:9 is not ready (no answer of a model service)" in caplog.text
     assert "serves another/model, the settings say some/model" in caplog.text
 
 
@@ -231,6 +231,14 @@ def test_a_service_that_is_still_loading_is_waited_for(monkeypatch: pytest.Monke
     with pytest.raises(ListenerUnavailableError, match="no answer"):
         ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure()
     assert len(told) == 5  # two minutes, and no longer
+    away = ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800)
+    told[:] = [[None]] * 5
+    for _ in range(2):
+        with pytest.raises(ListenerUnavailableError, match="no answer"):
+            away.ensure()
+    assert told == [], "another try looks once, and does not wait two minutes again"
+    told[:] = [[loading], [None], [ready]]
+    assert away.ensure() == "http://gpu-1:9000"
     told[:] = [[Readiness(status="failed", model="some/model")]]
     with pytest.raises(ListenerUnavailableError, match="failed"):
         ExternalService("listener", ["http://gpu-1:9000"], here, ready_s=1800).ensure()
