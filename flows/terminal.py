@@ -62,7 +62,9 @@ class Brief(logging.Formatter):
             self._failed.add(task)
             return self._failure(error) if task else None
         if is_end:
-            return None if not task or task in self._failed else text.partition("(")[0]
+            if not task or task in self._failed:
+                return None
+            return STOPPED if is_closing() else text.partition("(")[0]
         return self._without_repeats(record, text)
 
     def _failure(self, error: BaseException) -> str:

@@ -124,11 +124,19 @@ def test_an_error_that_is_tried_to_be_overcome_is_explained_once() -> None:
     ]
 
 
-def test_a_task_that_ended_without_an_error_of_its_own_is_still_named() -> None:
+def test_a_task_that_ended_without_an_error_of_its_own_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.terminal.is_closing", lambda: False)
     ended = record("Finished in state Failed('because of\nanother')", level=logging.ERROR)
     assert lines(ended, record("Finished in state Completed()")) == [
         "ERROR Finished in state Failed",
         "INFO Finished in state Completed()",
+    ]
+
+
+def test_what_is_stopped_with_the_run_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.terminal.is_closing", lambda: True)
+    assert lines(record("Finished in state Failed('exit status 143')", level=logging.ERROR)) == [
+        "INFO stopped, as the run ends"
     ]
 
 
