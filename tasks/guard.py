@@ -87,6 +87,12 @@ def end_everything(child: subprocess.Popen[bytes], grace_s: float) -> None:
         time.sleep(0.05)
 
 
+def say(log: BinaryIO, text: str) -> None:
+    """Write a line to the log; a disk that is full must not keep this process from its work."""
+    with contextlib.suppress(OSError):
+        log.write(f"{text}\n".encode())
+
+
 def run(grace_s: float, log: BinaryIO, command: list[str]) -> int:
     """Run the command until it ends or must end; returns its exit status."""
     stop = Stop()
@@ -94,14 +100,14 @@ def run(grace_s: float, log: BinaryIO, command: list[str]) -> int:
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     except OSError as error:
-        log.write(f"cannot start {command[0]}: {error}\n".encode())
+        say(log, f"cannot start {command[0]}: {error}")
         return 127
     code = None
     while code is None and not stop.reason:
         stop.wait()
         code = child.poll()
     if code is None:
-        log.write(f"[guard] {stop.reason}: ending what it started\n".encode())
+        say(log, f"[guard] {stop.reason}: ending what it started")
     end_everything(child, grace_s)
     if code is None:
         return STOPPED

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from lewis_core.errors import ProcessError
-from tasks.processes import Process, is_closing, process_scope, run_process
+from tasks.processes import GUARD, Process, is_closing, process_scope, run_process
 
 PYTHON = [sys.executable, "-S", "-c"]
 
@@ -84,6 +84,17 @@ def test_a_log_file_is_appended_and_only_new_lines_are_followed(tmp_path: Path) 
         run_process("say", [*PYTHON, f"print('{word}')"], tmp_path / "log", lines.append)
     assert lines == ["first", "second"]
     assert (tmp_path / "log").read_text() == "first\nsecond\n"
+
+
+def test_nothing_outlives_its_parent_where_the_log_cannot_be_written() -> None:
+    marker = f"full-{time.time_ns()}"
+    command = [*PYTHON, "import time; time.sleep(99)", marker]
+    with subprocess.Popen([sys.executable, str(GUARD), "5", "/dev/full", *command], stdin=subprocess.PIPE) as guard:
+        assert wait_until(lambda: len(running(marker)) == 2), "the guard and its child"
+        assert guard.stdin is not None
+        guard.stdin.close()
+        assert guard.wait(60) == 128 + signal.SIGTERM
+    assert running(marker) == []
 
 
 def test_a_full_disk_is_said_once_however_many_lines_it_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
