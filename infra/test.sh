@@ -7,5 +7,12 @@ cd "$ROOT"
 ensure_environment dev
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check --quiet .
-"$VENV/bin/python" -m mypy
-"$VENV/bin/python" -m pytest "$@"
+types="$(mktemp)"
+"$VENV/bin/python" -m mypy >"$types" 2>&1 & # beside the tests, which mostly wait for processes
+checker=$!
+status=0
+"$VENV/bin/python" -m pytest "$@" || status=$?
+wait "$checker" || status=$?
+cat "$types"
+rm -f "$types"
+exit "$status"
