@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
 KILLED = 128 + signal.SIGKILL
 """Exit status of a process that was killed, also before it could say that it has begun."""
-
-
 LAUNCHED = re.compile(r"^subprocess\.CalledProcessError: .* died with <Signals\.\w+: (\d+)>\.$")
 """How ``accelerate launch`` says that a signal ended its process."""
 
@@ -342,7 +340,7 @@ def to_json(values: Mapping[str, object]) -> JsonObject:
     return plain
 
 
-def is_none(value: object) -> bool:
+def counts_nothing(value: object) -> bool:
     """Whether a value is a count of nothing; a measured 0.0 is something."""
     return type(value) is int and value == 0
 
@@ -352,6 +350,8 @@ def short(summary: Mapping[str, object]) -> str:
     counts = [
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in summary.items()
-        if not (isinstance(value, dict | list) or key.endswith("sha256") or value in (None, "") or is_none(value))
+        if not (
+            isinstance(value, dict | list) or key.endswith("sha256") or value in (None, "") or counts_nothing(value)
+        )
     ]
     return textwrap.shorten(", ".join(counts), 400, placeholder=" …") or "its numbers are in its folder"
