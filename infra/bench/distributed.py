@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,21 @@ WARM = 2
 """Steps that are left out: kernels are chosen, CUDA graphs captured."""
 KILL_AFTER, SAVE_EVERY = 3, 2
 """Steps after which a process is killed, and between checkpoints, in the part ``kill``."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A training that is to be started."""
+
+    name: str
+    """Of its folder and its log."""
+    config: TrainSpeakerConfig
+    gpus: tuple[int, ...] | None = None
+    """GPUs that it sees; None for all."""
+    url: str | None = None
+    """Address of a listener; None if nobody is asked."""
+    bucket_mib: int | None = None
+    """Size of an exchange of gradients, in MiB; None for what training chooses."""
 
 
 class Bench:
@@ -122,29 +138,30 @@ class Bench:
         sys.stdout.flush()
 
     def _one(self) -> dict[str, Any]:
-        return self._train("one", self.config(1), gpus=[0])
+        return self._train(Launch("one", self.config(1), gpus=(0,)))
 
     def _two(self, bucket_mib: int | None = None) -> dict[str, Any]:
         name = f"two-{bucket_mib}" if bucket_mib else "two"
-        return self._train(name, self.config(self._options.gpus), bucket_mib=bucket_mib)
+        return self._train(Launch(name, self.config(self._options.gpus), bucket_mib=bucket_mib))
 
     def _zero2_one(self) -> dict[str, Any]:
         config = self.config(1, distributed=DistributedConfig(strategy="zero2"))
-        return self._train("zero2_one", config, gpus=[0])
+        return self._train(Launch("zero2_one", config, gpus=(0,)))
 
     def _zero2(self) -> dict[str, Any]:
-        return self._train("zero2", self.config(self._options.gpus, distributed=DistributedConfig(strategy="zero2")))
+        config = self.config(self._options.gpus, distributed=DistributedConfig(strategy="zero2"))
+        return self._train(Launch("zero2", config))
 
     def _zero3(self) -> dict[str, Any]:
         changes = {"distributed": DistributedConfig(strategy="zero3"), "max_steps": self._options.zero3_steps}
         if self._options.checkpointing:
             changes["gradient_checkpointing"] = True
-        return self._train("zero3", self.config(self._options.gpus, **changes))
+        return self._train(Launch("zero3", self.config(self._options.gpus, **changes)))
 
     def _listener(self) -> dict[str, Any]:
         rewards = RewardsConfig(listener=ListenerRewardConfig(requests=self._options.requests))
         with self._service(gpu=1) as url:
-            found = self._train("listener", self.config(1, rewards=rewards), gpus=[0], url=url)
+            found = self._train(Launch("listener", self.config(1, rewards=rewards), gpus=(0,), url=url))
         steps = read_rows(self._folder / "listener" / "steps.jsonl")[WARM:]
         waits = [row["seconds/listener_wait"] / row["step_s"] for row in steps]
         found["listener_wait_share"] = round(statistics.median(waits), 4) if waits else None
@@ -154,8 +171,8 @@ class Bench:
         """Kill the last process in the middle of a step, and start the same command again."""
         changes = {"gradient_checkpointing": True} if self._options.checkpointing else {}
         config = self.config(self._options.gpus, save_steps=SAVE_EVERY, max_steps=KILL_AFTER + 3, **changes)
-        place = self._folder / "kill"
-        process = self._start("kill", config)
+        launch, place = Launch("kill", config), self._folder / "kill"
+        process = self._start(launch)
         try:
             while process.is_alive and len(read_rows(place / "steps.jsonl")) < KILL_AFTER:
                 time.sleep(0.05)
@@ -166,7 +183,7 @@ class Bench:
             ended_s = time.monotonic() - killed
         finally:
             process.stop()
-        again = self._train("kill", config)
+        again = self._train(launch)
         resumed = [row["step"] for row in read_rows(place / "steps.jsonl")][KILL_AFTER:]
         kept = [row["step"] for row in read_rows(place / "output-0" / "metrics.jsonl")]
         return {
@@ -178,17 +195,10 @@ class Bench:
             "facts": again["facts"],
         }
 
-    def _train(
-        self,
-        part: str,
-        config: TrainSpeakerConfig,
-        gpus: Sequence[int] | None = None,
-        url: str | None = None,
-        bucket_mib: int | None = None,
-    ) -> dict[str, Any]:
+    def _train(self, launch: Launch) -> dict[str, Any]:
         """Run a training to its end, and read what it says."""
-        started, place = time.monotonic(), self._folder / part
-        process = self._start(part, config, gpus, url, bucket_mib)
+        started, place, config = time.monotonic(), self._folder / launch.name, launch.config
+        process = self._start(launch)
         try:
             status = process.wait(min(self._options.part_s, max(1.0, self.left_s())))
         except ProcessError as error:
@@ -196,7 +206,7 @@ class Bench:
         finally:
             process.stop()
         log = (place / "log").read_text(encoding="utf-8", errors="replace")
-        (self._options.out / f"{part}.log").write_text(log[-200_000:], encoding="utf-8")
+        (self._options.out / f"{launch.name}.log").write_text(log[-200_000:], encoding="utf-8")
         steps = read_rows(place / "steps.jsonl")
         facts = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(place.glob("facts-*.json"))]
         timed = steps[WARM:] if len(steps) > WARM else steps[1:]
@@ -209,20 +219,13 @@ class Bench:
             files = sorted(place.glob("parts-*.jsonl"))
             found["parts"] = [_median_parts(read_rows(file)[-len(timed) :]) for file in files]
         for file in sorted(place.glob("kernels-*.json")):
-            (self._options.out / f"{part}-{file.name}").write_bytes(file.read_bytes())
+            (self._options.out / f"{launch.name}-{file.name}").write_bytes(file.read_bytes())
         if status:
             found["log_tail"] = log[-1500:]
         return found
 
-    def _start(
-        self,
-        part: str,
-        config: TrainSpeakerConfig,
-        gpus: Sequence[int] | None = None,
-        url: str | None = None,
-        bucket_mib: int | None = None,
-    ) -> Process:
-        place = self._folder / part
+    def _start(self, launch: Launch) -> Process:
+        place, config = self._folder / launch.name, launch.config
         place.mkdir(exist_ok=True)
         shape = Shape(self._options.visual_tokens, config.prompts_per_step, config.num_generations, 1)
         spec = {
@@ -232,18 +235,18 @@ class Bench:
             "work": str(place / "work"),
             "out": str(place),
             "device": self._options.device,
-            "url": url,
+            "url": launch.url,
             "size": self._options.size if self._options.in_process else None,
             "profile": self._options.profile,
-            "bucket_mib": bucket_mib,
+            "bucket_mib": launch.bucket_mib,
         }
         (place / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         is_gpu = self._options.device == "cuda"
         entry = ["infra.bench.distributed_worker", str(place / "spec.json")]
         runtime = Runtime.model_validate({"device": self._options.device, "torch_threads": None if is_gpu else 1})
         command = accelerate_command(config, runtime, entry, Machine(), has_gpu=is_gpu)
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))} if gpus is not None and is_gpu else {}
-        return Process(part, command, place / "log", env=visible, is_scoped=False)
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, launch.gpus))} if launch.gpus and is_gpu else {}
+        return Process(launch.name, command, place / "log", env=visible, is_scoped=False)
 
     @contextlib.contextmanager
     def _service(self, gpu: int) -> Iterator[str]:
