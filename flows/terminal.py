@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from lewis_core.errors import ConfigError, LewisError, ProcessError
+from lewis_core.packages import explain_missing
 from tasks.logs import ENGINES, error_of
 from tasks.processes import is_closing
 
@@ -148,13 +149,14 @@ def tell_failure(name: str, error: Exception, is_verbose: bool) -> int:
         error: What ended it.
         is_verbose: Whether tracebacks are wanted; those of unexpected errors always are.
     """
-    is_ours = isinstance(error, LewisError)
+    missing = explain_missing(error)
+    is_ours = isinstance(error, LewisError) or missing is not None
     if is_verbose or not is_ours:
         traceback.print_exception(error)
     if isinstance(error, ConfigError):
         said, status = f"settings: {error}", EXIT_SETTINGS
     else:
-        said, status = f"{name} failed: {type(error).__name__}: {error}", EXIT_FAILED
+        said, status = f"{name} failed: {missing or f'{type(error).__name__}: {error}'}", EXIT_FAILED
     if not is_ours:
         said += "\nThis should not happen: it is a defect of the program, please report it"
     sys.stderr.write("\n".join([said, *notes(error)]) + "\n")

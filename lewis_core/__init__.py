@@ -4,3 +4,7 @@ Read in this order: :mod:`records` (the data), :mod:`config` (the settings), :mo
 :mod:`stages` and :mod:`artifacts` (how they are cached), then ``data``, ``retrieval``, ``prompts``, ``descriptions``,
 ``models``, ``listener``, ``rewards``, ``training``, ``evaluation``, ``report``; ``pocket`` is a world to try it in.
 """
+
+from lewis_core.packages import check_packages
+
+check_packages()

@@ -1,9 +1,12 @@
 """What a person at a terminal reads when a run ends early: one message, once, as the last thing."""
 
+import importlib
 import io
 import logging
 import os
 import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +26,7 @@ from tasks.run import pipeline_run
 from tests.orchestration.stand_ins import CountConfig
 
 REFUSE = Stage("refuse", "tests.orchestration.stand_ins:refuse")
+ROOT = Path(__file__).parents[2]
 SAID = "no photos in /somewhere; put some there"
 
 
@@ -138,6 +142,32 @@ def test_what_is_stopped_with_the_run_has_not_failed(monkeypatch: pytest.MonkeyP
     assert lines(record("Finished in state Failed('exit status 143')", level=logging.ERROR)) == [
         "INFO stopped, as the run ends"
     ]
+
+
+def test_a_package_that_is_not_installed_is_no_defect(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        importlib.import_module("lewis_has_no_such_package.part")
+    except ModuleNotFoundError as error:
+        assert tell_failure("describe", error, is_verbose=False) == EXIT_FAILED
+    said = capsys.readouterr().err
+    assert said.startswith("describe failed: the Python that runs this")
+    for told in (sys.executable, "'lewis_has_no_such_package'", "source .venv/bin/activate"):
+        assert told in said
+    assert "defect" not in said
+    assert "Traceback" not in said
+    with pytest.raises(ModuleNotFoundError) as own:
+        importlib.import_module("flows.no_such_part")
+    tell_failure("describe", own.value, is_verbose=False)
+    assert "defect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["flows", "lewis_core.listener", "tasks.serve", "lewis_core.training.export"])
+def test_a_python_that_was_not_set_up_says_so_in_a_sentence(module: str) -> None:
+    bare = [sys.executable, "-S", "-m", module, "--help"]  # without the folder of installed packages
+    done = subprocess.run(bare, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{sys.executable}, has no package 'pydantic'" in done.stderr
 
 
 def test_a_defect_is_shown_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
