@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -90,6 +90,12 @@ class ModelRef(FrozenConfig):
     """Images are reduced to at most this many pixels before the vision tower sees them."""
     min_pixels: int = Field(default=3_136, ge=784)
     """Images are enlarged to at least this many pixels."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "ModelRef":
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels ({self.min_pixels}) must not exceed max_pixels ({self.max_pixels})")
+        return self
 
 
 class Runtime(FrozenConfig):

@@ -43,7 +43,7 @@ class DescribeConfig(FrozenConfig):
 
     max_new_tokens: int = Field(default=128, ge=8)
     """Longest completion, in tokens."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0, le=10)
     """0 is greedy decoding."""
     reference: Literal["first", "random"] = "first"
     """Which training photo of a concept is its reference."""

@@ -1,7 +1,7 @@
 """Settings of GPUs: which there are, and who shares one."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from lewis_core.config.base import FrozenConfig
 class GpuConfig(FrozenConfig):
     """GPUs of a machine. Two runs never use the same one; without a GPU nothing here does anything."""
 
-    ids: tuple[int, ...] | None = None
+    ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     """Those that runs may take; ``None``: all that are visible (CUDA_VISIBLE_DEVICES counts)."""
     services: Literal["own_if_free", "shared"] = "own_if_free"
     """Whether a model service takes a GPU of its own when one is free, or always shares one that its run has. A service

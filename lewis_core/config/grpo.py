@@ -15,8 +15,8 @@ Strategy = Literal["ddp", "zero2", "zero2_offload", "zero3", "zero3_offload"]
 class LoraSettings(FrozenConfig):
     """The LoRA adapter."""
 
-    r: int = Field(default=64, ge=1)
-    """Rank."""
+    r: int = Field(default=64, ge=1, le=8192)
+    """Rank; no more than the language model is wide."""
     alpha: int = Field(default=128, ge=1)
     """Scale: the update is multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -77,19 +77,19 @@ class GrpoConfig(FrozenConfig):
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens of one pass, a prompt counted once and its completions at full length; ``None``: as many as memory
     allows, by an estimate that is logged."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate."""
+    learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    """Peak learning rate; adapters take 1e-6 to 1e-3."""
     warmup_steps: int = Field(default=3, ge=0)
     """Updates over which the learning rate rises to its peak."""
     lr_scheduler: Literal["constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     """Course of the learning rate after warm-up."""
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decay of AdamW."""
     adam_betas: tuple[Average, Average] = (0.9, 0.999)
     """Averages of AdamW."""
     beta: float = Field(default=0.04, ge=0)
     """Weight of the KL term that holds the model near what it starts from: its base, or its adapter as it was."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, le=10)
     """Sampling temperature of the rollouts."""
     max_new_tokens: int = Field(default=128, ge=8)
     """Longest completion, in tokens."""

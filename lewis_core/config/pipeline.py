@@ -99,7 +99,7 @@ class RunConfig(FrozenConfig):
     minutes."""
     stage_timeout_s: float | None = Field(default=None, gt=0)
     """Longest time of one heavy stage; ``None``: no limit."""
-    stage_timeouts_s: dict[str, float] = {}
+    stage_timeouts_s: dict[str, Annotated[float, Field(gt=0)]] = {}
     """The same for single stages, by name, e.g. ``{"train-speaker": 86400}``."""
     training_grace_s: float = Field(default=120.0, ge=0)
     """Longest time that training gets, when it is stopped, to give its step up and save the one before it. If that

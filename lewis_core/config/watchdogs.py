@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lewis_core.config.base import FrozenConfig
 
@@ -58,6 +58,15 @@ class WatchdogsConfig(FrozenConfig):
     max_masked_frac: float = Field(default=0.02, ge=0, le=1)
     """More than this share of completions that the listener cannot judge, step after step (one step with more than
     ``training.rewards.max_masked_frac`` ends training at once)."""
+
+    @model_validator(mode="after")
+    def _warn_before_they_stop(self) -> "WatchdogsConfig":
+        if self.action == "stop" and self.stop_after < self.warn_after:
+            raise ValueError(
+                f"stop_after ({self.stop_after}) must not be below warn_after ({self.warn_after}): training would end "
+                "without a warning; lower warn_after too"
+            )
+        return self
 
 
 class PatienceConfig(FrozenConfig):

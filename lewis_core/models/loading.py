@@ -156,8 +156,6 @@ def _check_architecture(path: str, ref: ModelRef) -> None:
             f"{ref.path} is of the architecture {model_type!r}; supported are {known}. With the setting engine = "
             "'plain', which is slow, transformers' other image-text-to-text models run too"
         )
-    if ref.min_pixels > ref.max_pixels:
-        raise ModelError(f"min_pixels ({ref.min_pixels}) must not exceed max_pixels ({ref.max_pixels})")
 
 
 def _read_config(path: str, revision: str | None) -> dict[str, Any]:

@@ -48,6 +48,8 @@ SHOWN = 3
 COLUMNS = ("prompt",)
 LINEARS: tuple[str, ...] = LoraSettings.model_fields["target_modules"].default
 """Names of the language models' linear layers, in all supported families."""
+MUCH = 16
+"""Scale of an adapter, alpha / r, above which it is hardly meant."""
 LEAST_DEEPSPEED = Version("0.19.2")
 
 
@@ -89,21 +91,22 @@ def check_training(
         The memory estimate, the longest prompt in tokens, and the number of different prompts.
 
     Raises:
-        ConfigError: If memory does not suffice, a package or a layer is missing, nothing is rewarded, or a prompt is
-            longer than the model takes.
+        ConfigError: If memory does not suffice, a package or a layer is missing, the adapter is larger than its layers,
+            nothing is rewarded, or a prompt is longer than the model takes.
         DataError: If rows lack candidates, or name a target that is none of them.
         ModelError: If the adapter is missing, not whole, or belongs to another model.
     """
     check_packages(config)
     check_attention(config, runtime)
     check_precision(config, runtime)
-    check_layers(config)
+    shape = read_shape(config.model.path)
+    check_layers(config, shape)
     check_adapter_of(config)
     check_rewards_of(config)
     check_candidates(rows)
     for warning in foolish(config, config.steps(len(rows))):
         logger.warning(warning)
-    shape, photos = read_shape(config.model.path), max(len(photos_of(row)) for row in rows.select(range(1)))
+    photos = max(len(photos_of(row)) for row in rows.select(range(1)))
     memory = _tell_memory(config, shape, photos, runtime, beside)
     longest, texts = longest_prompt(config, rows, shape)
     return {"memory": memory, "longest_prompt_tokens": longest, "different_prompts": texts}
@@ -189,14 +192,26 @@ def check_attention(config: GrpoConfig, runtime: Runtime) -> None:
         )
 
 
-def check_layers(config: GrpoConfig) -> None:
-    """Check that the language model has the layers that are to be adapted.
+def check_layers(config: GrpoConfig, shape: Shape | None) -> None:
+    """Check that the language model has the layers that are to be adapted, and that they are larger than the adapter.
+
+    Args:
+        config: Of the training.
+        shape: Of the model; ``None``: the rank is not checked.
 
     Raises:
-        ConfigError: If it has no such layers.
+        ConfigError: If it has no such layers, or is narrower than the rank.
     """
+    if config.full_finetuning or config.model.adapter is not None:
+        return
+    if shape is not None and config.lora.r > shape.hidden:
+        raise ConfigError(
+            f"training.lora.r is {config.lora.r}, but {config.model.path} is {shape.hidden} wide: an adapter of that "
+            f"rank has more weights than the layers; set it to {shape.hidden} at most (16 to 128 are usual), or set "
+            "training.full_finetuning"
+        )
     unknown = sorted(set(config.lora.target_modules) - set(LINEARS))
-    if unknown and config.model.engine != "plain" and not config.full_finetuning and config.model.adapter is None:
+    if unknown and config.model.engine != "plain":
         raise ConfigError(
             f"training.lora.target_modules: the language model has no layers named {', '.join(unknown)}; it has "
             f"{', '.join(LINEARS)}"
@@ -229,6 +244,11 @@ def foolish(config: GrpoConfig, steps: int) -> Iterator[str]:
         yield (
             f"training.warmup_steps = {config.warmup_steps}, but there are {steps} steps: the learning rate never "
             f"reaches {config.learning_rate:g}"
+        )
+    if not config.full_finetuning and (scale := config.lora.alpha / config.lora.r) > MUCH:
+        yield (
+            f"training.lora.alpha = {config.lora.alpha} multiplies the update by {scale:g}; usual is twice "
+            f"training.lora.r, {2 * config.lora.r}"
         )
     if config.importance_sampling_level == "sequence" and config.loss_type not in ("grpo", "luspo"):
         yield (

@@ -65,6 +65,12 @@ def test_groups_of_equal_rewards_are_level() -> None:
         pytest.param({"learning_rate": float("inf")}, "should be a finite number", id="infinite"),
         pytest.param({"adam_betas": (0.9, 1.0)}, "should be less than 1", id="betas"),
         pytest.param({"seed": -1}, "should be greater than or equal to 0", id="seed"),
+        pytest.param({"learning_rate": 1e6}, "should be less than or equal to 1", id="learning-rate"),
+        pytest.param({"weight_decay": 10}, "should be less than or equal to 1", id="decay"),
+        pytest.param({"temperature": 100}, "should be less than or equal to 10", id="temperature"),
+        pytest.param({"lora": {"r": 10_000}}, "should be less than or equal to 8192", id="rank"),
+        pytest.param({"watchdogs": {"stop_after": 4}}, "lower warn_after too", id="watchdogs"),
+        pytest.param({"model": {**MODEL, "max_pixels": 784}}, "(3136) must not exceed max_pixels (784)", id="pixels"),
         pytest.param({"lora": {"target_modules": []}}, "should have at least 1 item", id="no-layers"),
     ],
 )

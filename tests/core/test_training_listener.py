@@ -395,6 +395,7 @@ def test_an_adapter_that_the_settings_do_not_describe_is_refused(world: Path, tm
             "all rewards have weight 0",
             id="weights",
         ),
+        pytest.param({"lora": {"r": 200}}, r"r is 200, but .* is \d+ wide: .* set it to \d+ at most", id="rank"),
     ],
 )
 def test_what_cannot_teach_anything_is_refused(world: Path, changes: dict[str, Any], message: str) -> None:
@@ -416,15 +417,16 @@ def test_foolish_settings_are_warned_of() -> None:
     model = {"path": "pocket:base"}
     config = TrainSpeakerConfig.model_validate(
         {"model": model, "listener": model, "held_out_listener": model, "warmup_steps": 9}
-        | {"importance_sampling_level": "sequence", "epochs": 0.1}
+        | {"lora": {"r": 4}, "importance_sampling_level": "sequence", "epochs": 0.1}
     )
     told = list(preflight.foolish(config, config.steps(100)))
     assert [text.partition(" ")[0] for text in told] == [
         "training.warmup_steps",
+        "training.lora.alpha",
         "training.importance_sampling_level",
         "training.held_out_listener",
     ]
-    assert list(preflight.foolish(config.model_copy(update={"held_out_listener": None}), 9)) == told[1:2]
+    assert list(preflight.foolish(config.model_copy(update={"held_out_listener": None}), 9)) == told[1:3]
 
 
 def test_deepspeed_has_to_be_installed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,17 +42,17 @@ class VlmTrainingConfig(FrozenConfig):
     """Photos of one step of the second phase; several exercises share one."""
     exercise_scale: float = Field(default=1.0, gt=0)
     """Factor on the number of exercises per step."""
-    see_rate: float = 1.5e-3
+    see_rate: float = Field(default=1.5e-3, gt=0, le=1)
     """Highest learning rate of the first phase."""
-    learn_rate: float = 1.5e-3
+    learn_rate: float = Field(default=1.5e-3, gt=0, le=1)
     """Highest learning rate of the language model in the second phase."""
-    learn_vision_rate: float = 5e-4
+    learn_vision_rate: float = Field(default=5e-4, gt=0, le=1)
     """Highest learning rate of the vision tower in the second phase."""
-    probe_weight: float = 0.3
+    probe_weight: float = Field(default=0.3, ge=0)
     """Weight of the attribute heads in the second phase."""
     warmup_steps: int = Field(default=200, ge=1)
     """Steps of linear warm-up of either phase."""
-    weight_decay: float = 0.05
+    weight_decay: float = Field(default=0.05, ge=0, le=1)
     """AdamW's decay of matrices."""
 
 
@@ -65,7 +65,7 @@ class ClipTrainingConfig(FrozenConfig):
     """Time for training."""
     batch: int = Field(default=1024, ge=2)
     """Photos, with a caption each, of one step."""
-    rate: float = 1.5e-3
+    rate: float = Field(default=1.5e-3, gt=0, le=1)
     """Highest learning rate."""
     warmup_steps: int = Field(default=100, ge=1)
     """Steps of linear warm-up."""
