@@ -283,6 +283,13 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
 
     # Steps -----------------------------------------------------------------------------------------------------
 
+    def _run_epoch(self, **arguments: Any) -> None:
+        """As in transformers, which would make one step more when it goes on from the last one."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**arguments)
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """As in TRL, timed; an update that runs out of memory is repeated with checkpointing where that is allowed."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -231,6 +231,8 @@ def test_a_resumed_run_ends_with_the_same_optimizer_scheduler_and_random_generat
     place.train("state", save_steps=1)  # the damaged one is not used
     assert_equal(place.state("state"), final)
     assert place.results("state") == whole
+    place.train("state", save_steps=1)  # killed when all steps were done, and the result was not yet published
+    assert place.results("state") == whole
 
 
 @pytest.fixture
