@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 METRICS, COMPLETIONS, TIMES = "metrics.jsonl", "completions.jsonl", "timings.jsonl"
 SAMPLES = "samples"
 """Folder of pages with sample completions."""
+HELD_OUT = "held_out"
+"""Beginning of the names of what is measured between steps."""
 _DROPPED = ("epoch", "num_tokens", "total_flos", "clip_ratio/low_min", "clip_ratio/high_max", "step_time")
 
 
@@ -94,7 +96,12 @@ class ReportCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Track a step's metrics, and now and then its completions."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "loss" not in logs:  # the end, or a measurement that was made up for
+            if late := {name: value for name, value in logs.items() if name.startswith(HELD_OUT)}:
+                self.metrics.amend(state.global_step, late)
+                self._reporter.log_metrics(late, state.global_step)
             return
         now, step = time.monotonic(), state.global_step
         metrics, step_s = rename_metrics(logs), now - self._step_started
@@ -172,7 +179,9 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop if any process was asked to."""
-        between = state.global_step % self._every == 0  # generations: what they made is not saved
-        if between and any(gather_object([self.flag.is_set()])) and state.global_step < state.max_steps:
+        if state.global_step % self._every:  # between generations: what they made is not saved
+            return
+        asked, owing = zip(*gather_object([(self.flag.is_set(), self.flag.gave_up)]), strict=True)
+        if any(asked) and (state.global_step < state.max_steps or any(owing)):
             self.stopped = True
             control.should_save = control.should_training_stop = True

@@ -5,31 +5,33 @@ does not. Both judge the same texts, so that the gap between them is that code, 
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lewis_core.config.training import ListenerRewardConfig, TrainSpeakerConfig
-from lewis_core.errors import ListenerError
+from lewis_core.errors import ListenerError, StoppedError
 from lewis_core.models.protocol import AnsweringModel
 from lewis_core.rewards.listener import is_first, posterior
 from lewis_core.rewards.trl import Judgement, ListenerReward
 from lewis_core.seeding import stable_rng
 from lewis_core.training.checkpoints import RandomStates
 from lewis_core.training.clock import StepClock
-from lewis_core.training.meeting import Meeting
+from lewis_core.training.journal import read_rows
+from lewis_core.training.processes import as_main
 from lewis_core.training.trainer import Row, SpeakerTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-OF_A_GENERATION = ("_rows", "_prompt_of_row", "_queries", "_prompts", "_listener", "_clock", "meeting")
+OF_A_GENERATION = ("_rows", "_prompt_of_row", "_queries", "_prompts", "_listener", "_clock")
 """What the trainer keeps of the completions that it works on."""
 
 
@@ -50,7 +52,7 @@ def aside(trainer: SpeakerTrainer) -> Iterator[StepClock]:
     kept = {name: getattr(trainer, name) for name in OF_A_GENERATION if hasattr(trainer, name)}
     states = RandomStates()
     clock = trainer._clock = StepClock()
-    trainer._listener, trainer.meeting = None, Meeting()  # where nobody is asked to stop
+    trainer._listener = None
     try:
         yield clock
     finally:
@@ -87,7 +89,69 @@ def summarise(judgements: Sequence[Judgement | None], targets: Sequence[int]) ->
     return numbers
 
 
-class HeldOutCallback(TrainerCallback):
+class Measurement(TrainerCallback):
+    """Something that is measured now and then after a step, and logged with it; training does not notice.
+
+    On SIGTERM it is given up, and made up for when training goes on from that step: the step's row of metrics is then
+    what it would have been.
+
+    Args:
+        trainer: What is measured.
+        every: Steps between measurements; the last step has one, too.
+    """
+
+    sign: ClassVar[str]
+    """A metric that every measurement gives."""
+    _early: ClassVar[tuple[int, ...]] = ()
+    """Further steps that have one."""
+
+    def __init__(self, trainer: SpeakerTrainer, every: int) -> None:
+        self._trainer, self._every = trainer, every
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Make up for what is missing of the step that training goes on from."""
+        step = state.global_step
+        is_owed = self._is_due(state) and as_main(lambda: self._is_missing(step))
+        if is_owed and (numbers := self._measure_aside(state)):
+            self._trainer.log(numbers)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Measure, if it is time."""
+        if not self._is_due(state):
+            return
+        try:
+            numbers = self._measure_aside(state)
+        except StoppedError:
+            self._trainer.meeting.stop.gave_up = True
+            return
+        self._log_with_step(numbers)
+
+    def _log_with_step(self, numbers: Mapping[str, float]) -> None:
+        """Let numbers be logged with the next step that is logged, in place of any that wait for it."""
+        for name, value in numbers.items():
+            self._trainer._metrics["train"][name] = [value]
+
+    def _measure_aside(self, state: TrainerState) -> dict[str, float]:
+        with self._trainer._clock.measure("held_out"):
+            return self._measure(state)
+
+    def _measure(self, state: TrainerState) -> dict[str, float]:
+        """Measure; returns the metrics, in the main process at least.
+
+        Raises:
+            StoppedError: If training is to stop.
+        """
+        raise NotImplementedError
+
+    def _is_due(self, state: TrainerState) -> bool:
+        step = state.global_step
+        return step > 0 and (step % self._every == 0 or step in (*self._early, state.max_steps))
+
+    def _is_missing(self, step: int) -> bool:
+        return not any(row["step"] == step and self.sign in row for row in read_rows(self._trainer.journals[0].path))
+
+
+class HeldOutCallback(Measurement):
     """Every M steps: both listeners judge what the speaker writes now about a fixed set of games.
 
     Logged beside the step's other metrics: ``held_out/accuracy``, ``held_out/posterior``, ``held_out/target_yes`` of
@@ -103,6 +167,9 @@ class HeldOutCallback(TrainerCallback):
         config: How often.
     """
 
+    sign = "held_out/accuracy"
+    _early = (1,)
+
     def __init__(
         self,
         trainer: SpeakerTrainer,
@@ -111,19 +178,15 @@ class HeldOutCallback(TrainerCallback):
         held_out: AnsweringModel,
         config: TrainSpeakerConfig,
     ) -> None:
-        self._trainer, self._rows, self._every = trainer, list(rows), config.held_out_steps
+        super().__init__(trainer, config.held_out_steps)
+        self._rows = list(rows)
         self._judges = {"": held_out} | ({"listener_": listener} if listener is not None else {})
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure, if it is time."""
-        if state.global_step % self._every and state.global_step not in (1, state.max_steps):
-            return
-        with self._trainer._clock.measure("held_out"):
-            with aside(self._trainer):
-                texts = describe(self._trainer, self._rows)
-            numbers = self._judge(texts) if state.is_world_process_zero else {}
-        for name, value in numbers.items():
-            self._trainer._metrics["train"][f"held_out/{name}"].append(value)
+    def _measure(self, state: TrainerState) -> dict[str, float]:
+        with aside(self._trainer):
+            texts = describe(self._trainer, self._rows)
+        numbers = self._judge(texts) if state.is_world_process_zero else {}
+        return {f"held_out/{name}": value for name, value in numbers.items()}
 
     def _judge(self, texts: Sequence[str]) -> dict[str, float]:
         targets = [row["target_index"] for row in self._rows]
@@ -131,8 +194,9 @@ class HeldOutCallback(TrainerCallback):
         numbers: dict[str, float] = {}
         for prefix, model in self._judges.items():
             reward = ListenerReward(model, ListenerRewardConfig(), max_masked_frac=1.0, requests=0)
+            ask = partial(reward.ask, texts, candidates, words)
             try:
-                judgements = reward.ask(texts, candidates, words)
+                judgements = self._trainer.meeting.unless_stopped(ask)
             except ListenerError as error:
                 logger.warning("the %slistener is not measured at this step: %s", prefix or "held-out ", error)
                 return {}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lewis_core.config.evaluation import StatisticsConfig
 from lewis_core.config.listener_training import TrainListenerConfig
@@ -17,7 +17,7 @@ from lewis_core.evaluation.statistics import compare_measures, mean_measure
 from lewis_core.records import JsonObject
 from lewis_core.rewards.answers import Answer, parse_answer, statistics
 from lewis_core.seeding import stable_rng
-from lewis_core.training.held_out import aside, describe
+from lewis_core.training.held_out import Measurement, aside, describe
 from lewis_core.training.trainer import Row, SpeakerTrainer
 
 ANSWERS = "held_out_answers.json"
@@ -30,7 +30,7 @@ def choose_questions(rows: Sequence[Row], config: TrainListenerConfig) -> list[R
     return [dict(rows[int(index)]) for index in order]
 
 
-class HeldOutQuestions(TrainerCallback):
+class HeldOutQuestions(Measurement):
     """Every M steps: the listener answers the same questions about held-out things.
 
     Logged beside the step's other metrics: ``held_out_answers/accuracy``, ``…/yes``, ``…/unreadable``,
@@ -44,31 +44,33 @@ class HeldOutQuestions(TrainerCallback):
         config: How often, and how many questions at once.
     """
 
+    sign = "held_out_answers/accuracy"
+
     def __init__(self, trainer: SpeakerTrainer, rows: Sequence[Row], folder: Path, config: TrainListenerConfig) -> None:
-        self._trainer, self._rows, self._file = trainer, list(rows), folder / ANSWERS
-        self._every, self._at_once = config.held_out_steps, config.prompts_per_step
+        super().__init__(trainer, config.held_out_steps)
+        self._rows, self._file, self._at_once = list(rows), folder / ANSWERS, config.prompts_per_step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure what training starts from."""
+        """Measure what training starts from, too; it is logged with the first step."""
         if state.global_step == 0:
-            self._measure(state)
+            self._log_with_step(self._measure_aside(state))
+        super().on_train_begin(args, state, control)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Measure, if it is time."""
-        if state.global_step % self._every == 0 or state.global_step == state.max_steps:
-            self._measure(state)
-
-    def _measure(self, state: TrainerState) -> None:
-        with self._trainer._clock.measure("held_out"), aside(self._trainer):
+    def _measure(self, state: TrainerState) -> dict[str, float]:
+        with aside(self._trainer):
             found = self._answer()
-        for name, value in statistics(found, [row["answer"] for row in self._rows]).items():
-            self._trainer._metrics["train"][f"held_out_answers/{name}"].append(value)
         if state.is_world_process_zero:
             kept = read_answers(self._file) if state.global_step else {}
             first = {step: answers for step, answers in kept.items() if step == 0}
             text = json.dumps({str(step): answers for step, answers in (first | {state.global_step: found}).items()})
             self._file.with_suffix(".tmp").write_text(text + "\n", encoding="utf-8")
             self._file.with_suffix(".tmp").replace(self._file)
+        numbers = statistics(found, [row["answer"] for row in self._rows])
+        return {f"held_out_answers/{name}": value for name, value in numbers.items()}
+
+    def _is_missing(self, step: int) -> bool:
+        """Also where the first step's row has the numbers of what training started from."""
+        return super()._is_missing(step) or step not in read_answers(self._file)
 
     def _answer(self) -> list[Answer]:
         with self._trainer.greedy():

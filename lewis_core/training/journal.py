@@ -45,7 +45,14 @@ class Journal:
 
     def rewind(self, last_step: int) -> None:
         """Drop rows after a step, and a cut last line."""
-        text = "".join(_line(row) for row in read_rows(self.path, last_step))
+        self._rewrite(read_rows(self.path, last_step))
+
+    def amend(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add values to the row of a step."""
+        self._rewrite([{**row, **values} if row["step"] == step else row for row in read_rows(self.path)])
+
+    def _rewrite(self, rows: Sequence[Row]) -> None:
+        text = "".join(map(_line, rows))
         part = self.path.with_name(self.path.name + ".part")
         with part.open("wb") as file:
             file.write(text.encode())

@@ -34,6 +34,8 @@ class StopFlag:
     def __init__(self) -> None:
         self._asked = False  # written by the signal's handler alone, which may come between any two instructions
         self._told = self._heard = False
+        self.gave_up = False
+        """Whether something was given up for it that is owed to the last finished step: a measurement."""
 
     def ask(self, *_: object) -> None:
         """Ask; a handler of signals."""

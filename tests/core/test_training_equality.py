@@ -21,9 +21,10 @@ from lewis_core.models.vlm import open_model
 from lewis_core.reporting import NullReporter
 from lewis_core.rewards.trl import Judgement
 from lewis_core.testing import FakeModel
+from lewis_core.training import held_out
 from lewis_core.training.callbacks import COMPLETIONS, METRICS
 from lewis_core.training.checkpoints import newest_checkpoint
-from lewis_core.training.held_out import choose_games, summarise
+from lewis_core.training.held_out import choose_games, describe, summarise
 from lewis_core.training.journal import read_rows
 from lewis_core.training.shared_prefix import SharedPrefixTrainer
 from lewis_core.training.speaker import train_on_rows
@@ -344,6 +345,27 @@ def test_a_held_out_listener_is_asked_about_the_same_games_and_changes_nothing(
     games = choose_games(place.rows, settings(held_out_games=3))
     assert games == choose_games(place.rows, settings(held_out_games=3))
     assert len({game["game_id"] for game in games}) == 3
+
+
+def test_sigterm_gives_up_a_measurement_which_is_made_up_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the speaker writes, and while the held-out listener never answers, after the last step at that."""
+    other = FakeModel(says_yes=lambda image, text: 0.9 if image.endswith("/0.jpg") and "mug" in image else 0.2)
+    changes = {"max_steps": 2, "held_out_steps": 2, "held_out_games": 3}
+    place.train("measured", held_out=other, **changes)
+    assert ["held_out/gap" in row for row in read_rows(place.work("measured") / METRICS)] == [True, True]
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out, "describe", lambda trainer, rows: (stop(), describe(trainer, rows))[1])
+        with pytest.raises(SystemExit, match="143"):
+            place.train("given-up", held_out=other, **changes)
+    assert step_of_newest(place, "given-up") == 1
+    stuck = Stuck(other, stuck_at=2)
+    with pytest.raises(SystemExit, match="143"):
+        place.train("given-up", held_out=stuck, **changes)
+    stuck.released.set()
+    assert step_of_newest(place, "given-up") == 2
+    assert ["held_out/gap" in row for row in read_rows(place.work("given-up") / METRICS)] == [True, False]
+    place.train("given-up", held_out=other, **changes)
+    assert place.results("given-up") == place.results("measured")
 
 
 def test_numbers_of_a_listener_by_hand() -> None:

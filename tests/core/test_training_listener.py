@@ -1,6 +1,8 @@
 """Listener training on a tiny model, with two photos a prompt and with one; and what is refused before it starts."""
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from lewis_core.prompts.pairs import pair_prompt
 from lewis_core.records import Database, DatabaseEntry, Description, Game, ImageRecord, save_jsonl, save_record
 from lewis_core.reporting import NullReporter
 from lewis_core.testing import write_photo_tree, write_tiny_checkpoint
-from lewis_core.training import preflight
+from lewis_core.training import held_out_questions, preflight
 from lewis_core.training.held_out import describe
 from lewis_core.training.held_out_questions import compare_answers
 from lewis_core.training.journal import read_rows
@@ -156,6 +158,35 @@ def test_questions_about_held_out_things_change_no_bit(world: Path, tmp_path: Pa
     assert weights[0] == weights[1]
     assert "held_out_accuracy_after" in after[1]
     assert "held_out_accuracy_after" not in after[0]
+
+
+def test_a_stop_while_questions_are_answered_loses_nothing(
+    world: Path, tmp_path: Path, dataset: ArtifactRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def describe_unless_stopped(trainer: Any, rows: Any) -> list[str]:
+        asked.append(trainer.state.global_step)
+        if len(asked) in stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return describe(trainer, rows)
+
+    monkeypatch.setattr(held_out_questions, "describe", describe_unless_stopped)
+    config = settings(world, held_out_steps=1, max_steps=1)
+    results, runs = [], {"whole": (), "parts": (1, 3)}
+    for name, stopped_at in runs.items():
+        asked.clear()
+        output, work = tmp_path / name / "output", tmp_path / name / "work"
+        output.mkdir(parents=True)
+        work.mkdir()
+        arguments = (dataset, output, work, config, world / "data", RUNTIME, NullReporter(), dataset)
+        for _ in stopped_at:
+            with pytest.raises(SystemExit, match="143"):
+                train_listener(*arguments)
+        train_listener(*arguments)
+        results.append([(output / file).read_bytes() for file in ("metrics.jsonl", "held_out.json")])
+    assert asked == [0, 0, 1, 1], "before the first step, and after the last, each a second time"
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("rollouts", ["auto", "trl"])
