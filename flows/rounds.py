@@ -10,6 +10,7 @@ from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef
 from lewis_core.config.base import ModelRef
 from lewis_core.config.listener_training import TrainListenerConfig
+from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.errors import ConfigError
 from tasks.run import PipelineRun
 from tasks.training_launch import check_machines
@@ -43,6 +44,30 @@ def listener_config(run: PipelineRun) -> TrainListenerConfig:
             "deployments/settings/pocket_iterate.toml has one"
         )
     return config
+
+
+def check_rounds(config: PipelineConfig) -> None:
+    """Check, before anything is computed, that every machine of the rounds' trainings reaches their listeners.
+
+    Raises:
+        ConfigError: If not.
+    """
+    services, rounds = config.run.services, config.iterate.rounds
+    roles = [role_of_listener(number) for number in range(1, rounds + 1)]
+    check_machines(config.training, os.environ, services, roles)
+    if config.listener_training is not None and (rounds > 1 or config.iterate.train_last_listener):
+        check_machines(config.listener_training, os.environ, services)
+    if steps.LISTENER in services and not services.keys() & set(roles):
+        logger.warning(
+            "run.services.%s is not asked in rounds, whose listeners differ: they are %s, and the flow starts those "
+            "that run.services does not name",
+            *(steps.LISTENER, ", ".join(roles)),
+        )
+
+
+def role_of_listener(number: int) -> str:
+    """Role of the listener that a round's speaker asks."""
+    return f"{steps.LISTENER}-{number}"
 
 
 def train_listener(
@@ -85,8 +110,8 @@ def play_rounds(run: PipelineRun, photos: steps.Photos) -> list[Round]:
     for number in range(1, run.config.iterate.rounds + 1):
         label = f"round {number}"
         config = run.config.training.model_copy(update={"model": speaker, "listener": listener})
-        training.check_speaker(run, dataset, config, f"listener-{number}", label)
-        service = run.service(f"listener-{number}", listener)
+        training.check_speaker(run, dataset, config, role_of_listener(number), label)
+        service = run.service(role_of_listener(number), listener)
         held_out = run.service(steps.INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
         result = run.stage(
             pipeline.TRAIN_SPEAKER, label=label, service=service, held_out=held_out, dataset=dataset, config=config

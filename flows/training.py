@@ -44,7 +44,7 @@ def check_speaker(
     Raises:
         LewisError: What is wrong, and what to do.
     """
-    check_machines(config, os.environ, run.config.run.services, role)
+    check_machines(config, os.environ, run.config.run.services, [role])
     asked = {role: config.listener} if config.rewards.listener.weight > 0 else {}
     if config.held_out_listener is not None:
         asked[steps.INDEPENDENT] = config.held_out_listener

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ class ExternalService:
             told = ", ".join(f"{url}: {state}" for url, state in zip(self._urls, states, strict=True))
             raise ListenerUnavailableError(
                 f"none of the services in run.services.{self._role} is ready ({told}); start them, e.g. "
-                f"python -m tasks.serve --model {self._model.path} …, or leave run.services.{self._role} out"
+                f"python -m tasks.serve --model {_argument(self._model)} …, or leave run.services.{self._role} out"
             )
         for url, state, one in zip(self._urls, states, found, strict=True):
             if state != "ready":
@@ -133,6 +134,13 @@ class ExternalService:
 
     def stop(self) -> None:
         """Do nothing: others started it."""
+
+
+def _argument(model: ModelRef) -> str:
+    """What ``tasks.serve --model`` takes: a path, or JSON where more than it is set."""
+    if model == ModelRef(path=model.path):
+        return model.path
+    return shlex.quote(model.model_dump_json(exclude_defaults=True))
 
 
 def _compare(found: Serves, wanted: Serves) -> list[tuple[str, object, object]]:

@@ -60,15 +60,18 @@ def this_machine(environment: Mapping[str, str], num_machines: int) -> Machine:
 
 
 def check_machines(
-    config: GrpoConfig, environment: Mapping[str, str], services: Mapping[str, Sequence[str]], role: str = "listener"
+    config: GrpoConfig,
+    environment: Mapping[str, str],
+    services: Mapping[str, Sequence[str]],
+    roles: Sequence[str] = ("listener",),
 ) -> None:
-    """Check, before anything is started, that all machines of a training can meet, and reach its listener.
+    """Check, before anything is started, that all machines of a training can meet, and reach its listeners.
 
     Args:
         config: Of the training.
         environment: Says where this machine is.
         services: Services that are started elsewhere, by role (``run.services``).
-        role: Of the listener.
+        roles: Of the listeners, one after the other.
 
     Raises:
         ConfigError: If not.
@@ -77,17 +80,22 @@ def check_machines(
     this_machine(environment, machines)
     if machines == 1 or not isinstance(config, TrainSpeakerConfig) or config.rewards.listener.weight == 0:
         return
-    urls = services.get(role, ())
-    if not urls:
+    if missing := [f"run.services.{role}" for role in roles if not services.get(role)]:
         raise ConfigError(
             f"training.distributed.num_machines is {machines}, and a listener that the flow starts is reached by the "
-            f"first machine alone: serve it by hand and name it in run.services.{role}; see infra/docs/training.md"
+            f"first machine alone: serve it by hand and name it in {', '.join(missing)} (run.services has "
+            f"{', '.join(services) or 'none'}); see infra/docs/training.md"
         )
-    if near := [url for url in urls if (urlsplit(url).hostname or "") in ("localhost", "::1") or "//127." in url]:
-        raise ConfigError(
-            f"{near[0].partition('#')[0]} in run.services.{role} is this machine alone, and {machines} machines "
-            "train: name it by an address that all of them reach"
-        )
+    for role in roles:
+        if near := [url for url in services[role] if _is_here_alone(url)]:
+            raise ConfigError(
+                f"{near[0].partition('#')[0]} in run.services.{role} is this machine alone, and {machines} machines "
+                "train: name it by an address that all of them reach"
+            )
+
+
+def _is_here_alone(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in ("localhost", "::1") or "//127." in url
 
 
 def accelerate_command(

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from flows.rounds import check_rounds
+from flows.settings import load_settings
 from lewis_core import pipeline
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.grpo import DistributedConfig
+from lewis_core.config.pipeline import PipelineConfig
 from lewis_core.config.training import ListenerRewardConfig, RewardsConfig, TrainSpeakerConfig
 from lewis_core.errors import ConfigError, ListenerUnavailableError
 from lewis_core.listener.client import HttpModel
@@ -89,9 +92,36 @@ def test_a_listener_of_several_machines_is_served_where_all_reach_it(monkeypatch
     with pytest.raises(ConfigError, match=r"http://127\.0\.0\.1:9000 in run\.services\.listener is this machine alone"):
         check_machines(config, environment, {"listener": ("http://127.0.0.1:9000#token",)})
     check_machines(config, environment, {"listener": ("http://gpu-1:9000",)})
+    with pytest.raises(ConfigError, match=r"in run\.services\.listener-1, .*listener-2 \(run\.services has listener\)"):
+        check_machines(config, environment, {"listener": ("http://gpu-1:9000",)}, ["listener-1", "listener-2"])
     unasked = config.model_copy(update={"rewards": RewardsConfig(listener=ListenerRewardConfig(weight=0))})
     check_machines(unasked, environment, {})
     check_machines(settings(), {}, {})
+
+
+def test_rounds_on_several_machines_are_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rounds(machines: int, services: list[str]) -> PipelineConfig:
+        more = ["training.num_processes=2", f"training.distributed.num_machines={machines}"]
+        named = [f'run.services.{role}=["http://gpu-1:9000"]' for role in services]
+        return load_settings(INFRA.parent / "deployments/settings/pocket_iterate.toml", more + named)
+
+    monkeypatch.setenv("MAIN_ADDRESS", "gpu-1")
+    with pytest.raises(ConfigError, match=r"name it in run\.services\.listener-2 \(run\.services has listener-1\)"):
+        check_rounds(rounds(2, ["listener-1"]))
+    check_rounds(rounds(2, ["listener-1", "listener-2"]))
+    assert not caplog.text
+    check_rounds(rounds(1, ["listener"]))
+    assert "run.services.listener is not asked in rounds" in caplog.text
+    monkeypatch.delenv("MAIN_ADDRESS")
+    check_rounds(rounds(1, []))
+    config = rounds(1, [])
+    assert config.listener_training is not None
+    alone = {"num_processes": 2, "distributed": DistributedConfig(num_machines=2)}
+    listener = config.listener_training.model_copy(update=alone)
+    with pytest.raises(ConfigError, match="set MAIN_ADDRESS"):
+        check_rounds(config.model_copy(update={"listener_training": listener}))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -185,6 +215,9 @@ def test_services_of_others_have_to_be_ready(monkeypatch: pytest.MonkeyPatch, ca
     service = ExternalService("listener", ["http://127.0.0.1:9", "http://127.0.0.1:10"], ref)
     with pytest.raises(ListenerUnavailableError, match=r"none of the services in run\.services\.listener is ready"):
         service.ensure()
+    trained = ExternalService("listener-2", ["http://127.0.0.1:9"], ref.model_copy(update={"adapter": Path("a b")}))
+    with pytest.raises(ListenerUnavailableError, match=r"""--model '{"path":"some/model","adapter":"a b"}' …"""):
+        trained.ensure()
     answers = [None, Readiness(status="ready", model="another/model", detail="", vision_cache=None)]
     monkeypatch.setattr(HttpModel, "readiness", lambda self: answers)
     assert service.ensure() == "http://127.0.0.1:9,http://127.0.0.1:10"
