@@ -20,10 +20,15 @@ EXIT_WRONG = 2
 
 def main(arguments: Sequence[str]) -> int:
     """Resolve the model and serve it; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tasks.serve", description=__doc__, add_help=False)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--models", type=Path, default=Path("runs/models"))
-    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""))
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.serve",
+        description="Serve a model that is named by an address.",
+        epilog="All other arguments are those of python -m lewis_core.listener, which needs --image-root and --port.",
+        allow_abbrev=False,  # of arguments that are passed on
+    )
+    parser.add_argument("--model", required=True, help="address of MLflow's registry, or as for lewis_core.listener")
+    parser.add_argument("--models", type=Path, default=Path("runs/models"), help="folder of downloads (%(default)s)")
+    parser.add_argument("--tracking-uri", default=os.environ.get("MLFLOW_TRACKING_URI", ""), help="MLflow's address")
     options, rest = parser.parse_known_args(arguments)
     try:
         ref = resolve_models(read_model_ref(options.model), options.tracking_uri, options.models.absolute())

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from lewis_core.config.base import FrozenConfig, ModelRef
 from lewis_core.errors import ModelError, TrackingError
+from tasks import serve
 from tasks.models import download, resolve_models
 
 
@@ -68,3 +69,9 @@ def test_wrong_addresses_say_what_to_check(registry: str, tmp_path: Path) -> Non
         download("models:/addressed-speaker", registry, tmp_path)
     with pytest.raises(TrackingError, match=r"cannot be brought .* check the name, the alias"):
         download("models:/addressed-speaker@nobody", registry, tmp_path)
+
+
+def test_serving_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        serve.main(["--help"])
+    assert "lewis_core.listener, which needs --image-root and --port" in " ".join(capsys.readouterr().out.split())
