@@ -49,8 +49,6 @@ class Spec(Record):
     """Of the listener's service."""
     size: str | None = None
     """Make a random model of this size instead of loading the settings' one."""
-    bucket_mib: int | None = None
-    """Size of the parts in which data parallel training exchanges gradients."""
     profile: bool = False
     """Write down in which kernels a GPU spent one step."""
 
@@ -107,15 +105,13 @@ class Kernels(TrainerCallback):
         self._profiler = None
 
 
-def endless(make: Any, watchers: Sequence[TrainerCallback], bucket_mib: int | None, made: list[Any]) -> Any:
+def endless(make: Any, watchers: Sequence[TrainerCallback], made: list[Any]) -> Any:
     """Wrap the function that makes trainers: completions get their full length, and watchers see each step."""
 
     def assemble(*arguments: Any, **named: Any) -> Any:
         trainer = make(*arguments, **named)
         made.append(trainer)
         trainers.never_ends(trainer)
-        if bucket_mib is not None and trainer.accelerator.ddp_handler is not None:
-            trainer.accelerator.ddp_handler.bucket_cap_mb = bucket_mib
         for watcher in watchers:
             trainer.add_callback(watcher)
         return trainer
@@ -171,7 +167,7 @@ def main(path: Path) -> int:
     watchers: list[TrainerCallback] = [Parts(spec.out / f"parts-{rank}.jsonl")]
     if spec.profile and torch.cuda.is_available():
         watchers.append(Kernels(spec.out / f"kernels-{rank}.json"))
-    session.assemble_trainer = endless(session.assemble_trainer, watchers, spec.bucket_mib, made)
+    session.assemble_trainer = endless(session.assemble_trainer, watchers, made)
     if spec.size:
         tokens = config.model.max_pixels // world.PIXELS_PER_TOKEN**2
         loading.load_model = random_model(spec.size, tokens, spec.device)

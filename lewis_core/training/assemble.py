@@ -198,6 +198,7 @@ def training_arguments(
         disable_tqdm=True,
         dataloader_num_workers=0,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # nothing writes to them, and to send them would look like it (WeightsDigest)
         ddp_timeout=config.distributed.timeout_s,
         ds3_gather_for_generation=config.distributed.gather_for_rollouts,
         remove_unused_columns=False,

@@ -167,8 +167,20 @@ def test_tokens_must_be_a_square(capsys: pytest.CaptureFixture[str]) -> None:
     assert "must be squares, found [5]" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", ["zero3+kill", "two:", "two:25MiB", "one:25"])
+@pytest.mark.parametrize("part", ["zero3+", "ddp:", "ddp:0", "one", "ddp+kill+listener"])
 def test_parts_on_several_gpus_are_named_one_by_one(part: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        distributed.main(["one", "two:25", part])
-    assert f"there is no part {part}\n" in capsys.readouterr().err
+        distributed.main(["ddp:1", "zero2+listener+kill", part])
+    assert f"there is no part {part};" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("part", "gpus", "needed"), [("ddp:3", 2, 3), ("zero2:2+listener", 2, 3), ("ddp+listener", 1, 2)])
+def test_parts_need_no_more_gpus_than_there_are(part: str, gpus: int, needed: int) -> None:
+    with pytest.raises(ValueError, match=f"needs {needed} GPUs, and --gpus says {gpus}"):
+        distributed.Part.parse(part, gpus)
+
+
+def test_a_listener_takes_the_gpu_after_those_of_the_training() -> None:
+    part = distributed.Part.parse("zero2+listener+kill", 4)
+    assert (part.strategy, part.gpus, part.asks_listener, part.is_killed) == ("zero2", 3, True, True)
+    assert part.folder == "zero2-listener-kill"
