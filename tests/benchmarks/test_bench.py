@@ -174,7 +174,9 @@ def test_parts_on_several_gpus_are_named_one_by_one(part: str, capsys: pytest.Ca
     assert f"there is no part {part};" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("part", "gpus", "needed"), [("ddp:3", 2, 3), ("zero2:2+listener", 2, 3), ("ddp+listener", 1, 2)])
+@pytest.mark.parametrize(
+    ("part", "gpus", "needed"), [("ddp:3", 2, 3), ("zero2:2+listener", 2, 3), ("ddp+listener", 1, 2)]
+)
 def test_parts_need_no_more_gpus_than_there_are(part: str, gpus: int, needed: int) -> None:
     with pytest.raises(ValueError, match=f"needs {needed} GPUs, and --gpus says {gpus}"):
         distributed.Part.parse(part, gpus)
