@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flows.settings import read_values, validate_as
+from infra.bench.distributed import PART
 from lewis_core.config.base import FrozenConfig
 from lewis_core.config.pipeline import PipelineConfig, PrepareDataConfig, ProcessDescriptionsConfig, RunSettings
 
@@ -61,6 +62,13 @@ def test_commands_in_the_documents_are_accepted(text: str, overrides: tuple[str,
     flow = re.search(r"-m flows ([a-z-]+)", text)
     values = read_values(ROOT / named[0] if named else RECIPE, overrides)
     assert validate_as(KINDS.get(flow[1] if flow else "", PipelineConfig), values)
+
+
+def test_parts_of_the_benchmark_of_several_gpus_exist() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in PAGES]
+    parts = [part for text in texts for part in re.findall(r"-m infra\.bench\.distributed ((?:[\w:+]+ )+)--", text)]
+    assert parts
+    assert all(PART.fullmatch(name) for found in parts for name in found.split())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
