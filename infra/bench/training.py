@@ -17,7 +17,11 @@ from infra.bench.listener import Baselines, open_facade, serving
 from infra.bench.recorder import Recorder
 from infra.bench.trainers import Shape
 from lewis_core.config.training import ListenerRewardConfig
+from lewis_core.models.attention import use_shared_prefix
+from lewis_core.models.engine import banned_ids
 from lewis_core.models.features import backbone
+from lewis_core.models.fusing import fuse
+from lewis_core.models.sampling import Sampler, Sampling
 from lewis_core.records import Description
 from lewis_core.rewards import trl as rewards
 from lewis_core.rewards.trl import ListenerReward
@@ -215,11 +219,25 @@ class ArmBench:
         if written and set(written) != {shape.new_tokens}:
             raise RuntimeError(f"expected {shape.new_tokens} tokens each, found {sorted(set(written))}")
         if self._arm == OURS:
+            seeded = [Sampling(shape.new_tokens, trainer.temperature, row) for row in range(rows)]
+            sampler = self._plain_sampler()
+            bare = partial(sampler.sample, trainer._prompts, trainer._prompt_of_row, seeded)
+            self._recorder.measure("rollouts", "ours, without an adapter", bare, repeats=self._repeats, **facts)
             floor = self._rollout_floor(trainer, shape, len(ids[0]))
             self._recorder.add(
                 "rollouts", "floor", floor, visual_tokens=shape.visual_tokens,
                 tokens_per_s=rows * shape.new_tokens / floor,
             )  # fmt: skip
+
+    def _plain_sampler(self) -> Sampler:
+        """A sampler of a model without an adapter, as inference engines are measured; completions never end."""
+        model = world.build_model(self._options.size, self._processor, self._recorder.device)
+        use_shared_prefix(model)
+        fuse(model)
+        pad = self._processor.tokenizer.pad_token_id
+        return Sampler(
+            model, image_token_id=model.config.image_token_id, pad_id=pad, eos_ids=(), banned=banned_ids(model)
+        )
 
     def _rollout_floor(self, trainer: Any, shape: Shape, prompt: int) -> float:
         """Weights, and keys and values of each prompt once and of each row's own tokens, read at every step."""

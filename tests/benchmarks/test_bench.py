@@ -53,8 +53,8 @@ def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
         "floor",
         "floor, photos seen before",
     }
-    for part in ("reference", "rollouts"):
-        assert arms[part] == {"ours", "stock TRL", "floor"}
+    assert arms["reference"] == {"ours", "stock TRL", "floor"}
+    assert arms["rollouts"] == {"ours", "ours, without an adapter", "stock TRL", "floor"}
     assert arms["step"] == {"ours", "stock TRL, reference-style listener without gc", "floor (sum of parts)"}
     assert {arm.partition(",")[0] for arm in arms["update"]} == {"ours", "stock TRL", "floor"}
     assert measured["left_out"] == []
