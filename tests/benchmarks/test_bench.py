@@ -18,13 +18,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing(_enable|_disable)?. is deprecated:FutureWarning"),
 ]
 
+ONCE = ["--repeats", "1", "--stock-repeats", "1"]
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All parts but the pocket recipe, at one number of visual tokens."""
     folder = tmp_path_factory.mktemp("bench")
     arguments = ["listener", "recognition", "update", "reference", "rollouts", "step", "linear", "--visual-tokens", "4"]
-    assert main([*arguments, "--device", "cpu", "--out", str(folder), "--reference-pairs", "2"]) == 0
+    assert main([*arguments, "--device", "cpu", "--out", str(folder), "--reference-pairs", "2", *ONCE]) == 0
     assert (folder / "all-tiny-cpu.png").stat().st_size > 1000
     found: dict[str, Any] = json.loads((folder / "all-tiny-cpu.json").read_text())
     return found
@@ -119,7 +121,7 @@ class PeerEngine:
 def test_the_peer_is_asked_for_the_same_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer = SimpleNamespace(LLM=PeerEngine, SamplingParams=dict, __version__="0")
     monkeypatch.setitem(sys.modules, "vllm", peer)
-    assert main(["peer", "--device", "cpu", "--visual-tokens", "4", "--out", str(tmp_path)]) == 0
+    assert main(["peer", "--device", "cpu", "--visual-tokens", "4", "--out", str(tmp_path), *ONCE]) == 0
     found = json.loads((tmp_path / "peer-tiny-cpu.json").read_text())
     assert [row["part"] for row in found["rows"]] == ["rollouts"] * 2 + ["reference"] * 2 + ["listener"] * 2
     missing = {note["what"]: note["missing"] for note in found["notes"] if "missing" in note}

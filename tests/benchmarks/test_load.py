@@ -10,7 +10,7 @@ from infra.bench import load
 
 @pytest.mark.slow
 def test_load_is_measured_and_nothing_is_lost(tmp_path: Path) -> None:
-    words = ["--size", "tiny", "--seconds", "0.3", "--rates", "0.5", "3", "--deadline-s", "30", "--soak-s", "1"]
+    words = ["--size", "tiny", "--seconds", "0.1", "--rates", "0.5", "3", "--deadline-s", "30", "--soak-s", "1"]
     load.main([*words, "--reference-requests", "1", "--descriptions", "1", "--candidates", "2", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "load-tiny-cpu.json").read_text())
     ours = [point for point in found["points"] if point["arm"] == load.OURS]
