@@ -11,10 +11,12 @@ os.environ["PREFECT_RESULTS_LOCAL_STORAGE_PATH"] = os.environ["PREFECT_HOME"] + 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: each has about one processor
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
-from typing import TYPE_CHECKING  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
 import pytest  # noqa: E402
 import pytest_socket  # noqa: E402
@@ -22,16 +24,40 @@ import pytest_socket  # noqa: E402
 import flows  # noqa: E402, F401 - sets the quiet, offline environment
 
 STARTS_PROCESSES = ("e2e", "orchestration", "service")
+LONGEST_FIRST = ("e2e", "orchestration", "benchmarks", "service", "core")
+"""Folders in the order in which they run: at the end nobody shall wait for a long file that came last."""
+TOGETHER = ("tests/e2e/test_smoke.py", "tests/e2e/test_workers.py", "tests/orchestration/test_server.py")
+"""Files that share fixtures which take long: a finished pipeline, a server. They run in one process."""
 
 if TYPE_CHECKING:
     from tests.orchestration.live import Server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of whole processes a second try; pytest lists each (``RERUN``), for it is a defect all the same."""
+    """Long files first. Tests of whole processes get a second try; pytest lists each (``RERUN``): it is a defect."""
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
     for item in items:
         if item.get_closest_marker("slow") or item.path.parent.name in STARTS_PROCESSES:
             item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes (``-n``): each takes the next file, as they are ordered above."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        """Tests of a file, or of files that belong together, run in one process, one after the other."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if file.startswith("tests/gpu/"):
+                return "gpu"
+            return "together" if file in TOGETHER else file
+
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
 
 
 def pytest_runtest_setup() -> None:
