@@ -36,7 +36,9 @@ ensure_environment() {
     [ -x "$VENV/bin/python" ] || "$python" -m venv "$VENV"
     rm -rf "$ROOT/lewis.egg-info" # a stale one would hide the entry points
     # Torch first and by exact version: a range would make pip look for other builds.
-    "$VENV/bin/python" -m pip install -qq "$TORCH" "$TORCHVISION"
-    "$VENV/bin/python" -m pip install -qq --constraint "$ROOT/infra/constraints.txt" --editable "$ROOT${extra:+[$extra]}"
+    "$VENV/bin/python" -m pip install -qq --no-compile "$TORCH" "$TORCHVISION"
+    "$VENV/bin/python" -m pip install -qq --no-compile --constraint "$ROOT/infra/constraints.txt" --editable "$ROOT${extra:+[$extra]}"
+    # On all processors, which pip does not; what is written for a newer Python only is left as it is.
+    "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
     wanted_stamp "$extra" >"$stamp"
 }
