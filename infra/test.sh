@@ -9,7 +9,7 @@ ensure_environment dev
 "$VENV/bin/python" -m ruff check .
 "$VENV/bin/python" -m ruff format --check --quiet .
 types="$(mktemp)"
-"$VENV/bin/python" -m mypy >"$types" 2>&1 & # beside the tests
+nice "$VENV/bin/python" -m mypy >"$types" 2>&1 & # whenever the tests wait
 checker=$!
 processes="$(nproc)"
 processes=$((processes < 2 ? 2 : processes > 4 ? 4 : processes)) # more have nothing to do: the longest file takes a third
