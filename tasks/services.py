@@ -31,7 +31,9 @@ def listener_command(ref: ModelRef, image_root: Path, runtime: Runtime, port: in
     command = [sys.executable, "-m", "lewis_core.listener", "--model", ref.model_dump_json()]
     command += ["--image-root", str(image_root), "--port", str(port), "--device", runtime.device]
     command += ["--workers", str(runtime.num_workers), "--batch-size", str(runtime.batch_size)]
-    command += ["--vision-cache-mib", str(runtime.vision_cache_mib), "--drain-s", "4"]  # of the 10 s that a guard gives
+    command += ["--vision-cache-mib", str(runtime.vision_cache_mib)]
+    command += ["--prompt-cache-mib", str(runtime.prompt_cache_mib)]
+    command += ["--drain-s", "4"]  # of the 10 s that a guard gives
     if runtime.batch_tokens is not None:
         command += ["--batch-tokens", str(runtime.batch_tokens)]
     if runtime.compile_layers:

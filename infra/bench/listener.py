@@ -17,7 +17,7 @@ from lewis_core.listener.client import HttpModel
 from lewis_core.listener.schemas import ScoreGame
 from lewis_core.listener.scoring import yes_log_odds, yes_probability
 from lewis_core.models.answers import YES_NO, answer_token_ids
-from lewis_core.models.features import FeatureCache
+from lewis_core.models.caches import ByteCache
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.vlm import VisionLanguageModel
 from lewis_core.prompts import prompt_set
@@ -195,7 +195,7 @@ def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any,
 
     def forget() -> None:
         engine: Any = facade._engine
-        engine._encoder.cache = FeatureCache(CACHE_BYTES)
+        engine._encoder.cache = ByteCache(CACHE_BYTES)
 
     with serving(facade) as client:
         arms: dict[str, Callable[[], list[float]]] = {

@@ -72,6 +72,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="completions that are written together")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one forward pass that scores or answers")
     parser.add_argument("--vision-cache-mib", type=int, default=2048, help="memory for vision features of images")
+    parser.add_argument("--prompt-cache-mib", type=int, default=0, help="memory for keys and values of photos")
     parser.add_argument("--compile-layers", action="store_true", help="compile norms and MLPs: pays in long runs")
     parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for answers after SIGTERM")
     for name in LIMITS:
@@ -227,6 +228,7 @@ def _serve(
         batch_size=args.batch_size,
         batch_tokens=args.batch_tokens,
         vision_cache_mib=args.vision_cache_mib,
+        prompt_cache_mib=args.prompt_cache_mib,
         compile_layers=args.compile_layers,
     )
 

@@ -22,6 +22,7 @@ class ServiceMetrics:
         queue_length: Asked for the number of waiting requests.
         vision_cache: Asked how well vision features are reused.
         clock: Seconds, monotonic.
+        prompt_cache: Asked how well keys and values of images are reused.
         queue_age: Asked for the age of the oldest waiting request, in seconds.
     """
 
@@ -31,10 +32,11 @@ class ServiceMetrics:
         vision_cache: Callable[[], CacheStatistics | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         *,
+        prompt_cache: Callable[[], CacheStatistics | None] = lambda: None,
         queue_age: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._queue_length, self._clock, self._lock = queue_length, clock, threading.Lock()
-        self._vision_cache, self._queue_age = vision_cache, queue_age
+        self._caches, self._queue_age = {"vision": vision_cache, "prompt": prompt_cache}, queue_age
         self._requests: Counter[tuple[str, int]] = Counter()
         self._rows: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
@@ -88,21 +90,10 @@ class ServiceMetrics:
                 f"lewis_queue_age_seconds {self._queue_age():.3f}",
                 "# TYPE lewis_dropped_total counter",
                 *(f'lewis_dropped_total{{reason="{reason}"}} {n}' for reason, n in sorted(self._dropped.items())),
-                *self._cache_lines(),
+                *(line for name, ask in self._caches.items() if (cache := ask()) for line in _cache_lines(name, cache)),
                 *self._histogram(),
             ]
         return "\n".join(lines) + "\n"
-
-    def _cache_lines(self) -> list[str]:
-        cache, lines = self._vision_cache(), []
-        if cache is not None:
-            for name in ("hits", "misses", "evictions"):
-                lines.append(f"# TYPE lewis_vision_cache_{name}_total counter")
-                lines.append(f"lewis_vision_cache_{name}_total {getattr(cache, name)}")
-            gauges = {"hit_rate": f"{cache.hit_rate:.6f}", "bytes": cache.num_bytes, "max_bytes": cache.max_bytes}
-            for name, value in {**gauges, "images": cache.entries}.items():
-                lines += [f"# TYPE lewis_vision_cache_{name} gauge", f"lewis_vision_cache_{name} {value}"]
-        return lines
 
     def _histogram(self) -> list[str]:
         lines, below = ["# TYPE lewis_request_seconds histogram"], 0
@@ -119,3 +110,14 @@ class ServiceMetrics:
         line = f"{line} in the last {now - self._logged_at:.1f} s"
         self._logged_at, self._unlogged = now, Counter()
         return line
+
+
+def _cache_lines(name: str, cache: CacheStatistics) -> list[str]:
+    lines = []
+    for counter in ("hits", "misses", "evictions"):
+        lines.append(f"# TYPE lewis_{name}_cache_{counter}_total counter")
+        lines.append(f"lewis_{name}_cache_{counter}_total {getattr(cache, counter)}")
+    gauges = {"hit_rate": f"{cache.hit_rate:.6f}", "bytes": cache.num_bytes, "max_bytes": cache.max_bytes}
+    for gauge, value in {**gauges, "images": cache.entries}.items():
+        lines += [f"# TYPE lewis_{name}_cache_{gauge} gauge", f"lewis_{name}_cache_{gauge} {value}"]
+    return lines

@@ -182,6 +182,8 @@ class Readiness(Record):
     """Counts the models that the service has had."""
     vision_cache: CacheStatistics | None = None
     """Vision features of images that are kept; ``None`` if the model keeps none."""
+    prompt_cache: CacheStatistics | None = None
+    """Keys and values of images that are kept; ``None`` if the model keeps none."""
     serves: Serves | None = None
     """The model as it was loaded; ``None`` before that."""
 

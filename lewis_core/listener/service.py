@@ -256,6 +256,7 @@ def _add_probes(app: FastAPI, worker: ModelWorker, model_name: str) -> None:
             detail=worker.detail,
             generation=worker.generation,
             vision_cache=worker.vision_cache(),
+            prompt_cache=worker.prompt_cache(),
             serves=serves,
         )
         return _reply(readiness, code)

@@ -17,7 +17,7 @@ from lewis_core.errors import ListenerBusyError
 from lewis_core.listener.jobs import Job, JobQueue, Kind, Slice
 from lewis_core.listener.metrics import ServiceMetrics
 from lewis_core.listener.schemas import CacheStatistics, Serves
-from lewis_core.models.protocol import AnsweringModel, KeepsFeatures
+from lewis_core.models.protocol import AnsweringModel, KeepsImages
 
 logger = logging.getLogger(__name__)
 Status = Literal["loading", "ready", "stopping", "failed"]
@@ -62,7 +62,9 @@ class ModelWorker:
         self._call_started: float | None = None
         self._crashes: list[float] = []
         self._state: Literal["loading", "ready", "failed"] = "loading"
-        self.metrics = ServiceMetrics(self._queue.__len__, self.vision_cache, queue_age=self._queue.age)
+        self.metrics = ServiceMetrics(
+            self._queue.__len__, self.vision_cache, prompt_cache=self.prompt_cache, queue_age=self._queue.age
+        )
         self.generation = 1
         """Counts the models that this service has had."""
         self.detail = ""
@@ -125,7 +127,11 @@ class ModelWorker:
 
     def vision_cache(self) -> CacheStatistics | None:
         """How well the model reuses vision features; ``None`` before it is loaded, or if it keeps none."""
-        return self._model.vision_cache() if isinstance(self._model, KeepsFeatures) else None
+        return self._model.vision_cache() if isinstance(self._model, KeepsImages) else None
+
+    def prompt_cache(self) -> CacheStatistics | None:
+        """How well it reuses keys and values of photos; ``None`` before it is loaded, or if it keeps none."""
+        return self._model.prompt_cache() if isinstance(self._model, KeepsImages) else None
 
     def serves(self) -> Serves | None:
         """Which model it is; ``None`` before it is loaded, or if it does not say."""

@@ -3,6 +3,8 @@
 Registered with transformers as ``shared_prefix``. The layout of the row travels as an argument of the model's forward;
 without one the attention is transformers' ``sdpa``, so a model may keep it for ordinary calls.
 
+A prompt may begin before the row: keys and values of its first tokens, kept from an earlier row, come from elsewhere.
+
 On a GPU in half precision it is one variable-length flash attention a layer, for any number of prompts and suffixes.
 Elsewhere a prompt's keys are multiplied once with the queries of all its suffixes.
 """
@@ -10,7 +12,7 @@ Elsewhere a prompt's keys are multiplied once with the queries of all its suffix
 import functools
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -40,6 +42,8 @@ class Span:
     """Tokens of the prompt; may be 0."""
     suffixes: tuple[int, ...]
     """Tokens of each suffix, at least one."""
+    kept: int = 0
+    """Tokens that the prompt has before those in the row; their keys and values are kept."""
 
     @property
     def suffix_start(self) -> int:
@@ -58,10 +62,14 @@ class Layout:
     Args:
         spans: Prompts with their suffixes, in order.
         device: Where index tensors are needed.
+        kept: Keys and values that come before the spans which have some, in their order, each (layers, 2, tokens,
+            key-value heads, head dim).
     """
 
-    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
-        self.spans, self._device = tuple(spans), device
+    def __init__(self, spans: Sequence[Span], device: torch.device, kept: Sequence[Tensor] = ()) -> None:
+        self.spans, self._kept, self._device = tuple(spans), tuple(kept), device
+        self.record: Callable[[int, Tensor, Tensor], None] | None = None
+        """Called with every layer's number, keys and values of the row (tokens, key-value heads, head dim)."""
         if device.type == "cuda":
             _ = self.varlen  # made while the GPU is busy with what came before
 
@@ -69,17 +77,19 @@ class Layout:
     def varlen(self) -> "Varlen":
         """The layout as variable-length attention wants it: each prompt and each suffix is a sequence of queries."""
         queries, keys, places = [], [], []
+        at = self.spans[-1].end
         for span in self.spans:
-            prompt = range(span.start, span.suffix_start)
+            prompt = np.concatenate([np.arange(at, at + span.kept), np.arange(span.start, span.suffix_start)])
+            at += span.kept
             if span.prompt:
                 queries.append(span.prompt)
-                keys.append(span.prompt)
-                places.append(np.arange(prompt.start, prompt.stop))
+                keys.append(len(prompt))
+                places.append(prompt)
             starts = itertools.accumulate(span.suffixes, initial=span.suffix_start)
             for start, length in zip(starts, span.suffixes, strict=False):
                 queries.append(length)
-                keys.append(span.prompt + length)
-                places += [np.arange(prompt.start, prompt.stop), np.arange(start, start + length)]
+                keys.append(len(prompt) + length)
+                places += [prompt, np.arange(start, start + length)]
         return Varlen(
             self._offsets(queries),
             self._offsets(keys),
@@ -92,15 +102,33 @@ class Layout:
     def runs(self) -> "list[Run]":
         """Neighbours of the same shape, which are computed together."""
         runs = []
-        for (prompt, suffixes), spans in itertools.groupby(self.spans, lambda span: (span.prompt, span.suffixes)):
+        for (kept, prompt, suffixes), spans in itertools.groupby(
+            self.spans, lambda span: (span.kept, span.prompt, span.suffixes)
+        ):
             lengths = torch.tensor(suffixes)
             steps = torch.arange(int(lengths.max()))
             starts = lengths.cumsum(0) - lengths
             index = torch.minimum(starts[:, None] + steps, (starts + lengths - 1)[:, None])
             used = steps < lengths[:, None]
             hidden = steps[:, None] < steps
-            runs.append(Run(len(list(spans)), prompt, *(x.to(self._device) for x in (index, used, hidden))))
+            tables = (x.to(self._device) for x in (index, used, hidden))
+            runs.append(Run(len(list(spans)), kept, prompt, *tables))
         return runs
+
+    def keys(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer: those of the row, and behind them those that are kept.
+
+        Args:
+            layer: Its number.
+            key: (tokens, key-value heads, head dim).
+            value: As ``key``.
+        """
+        if self.record is not None:
+            self.record(layer, key, value)
+        if not self._kept:
+            return key, value
+        keys, values = (torch.cat([x, *(one[layer, part] for one in self._kept)]) for part, x in ((0, key), (1, value)))
+        return keys, values
 
     def _offsets(self, lengths: Sequence[int]) -> Tensor:
         return send(torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32), self._device)
@@ -117,7 +145,7 @@ class Varlen:
     max_queries: int
     max_keys: int
     gather: Tensor
-    """(gathered keys,): place of each in the row."""
+    """(gathered keys,): place of each in the row, or behind it among those that are kept."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +153,10 @@ class Run:
     """Spans of the same shape, one after the other; suffixes as a table, padded on the right to the longest."""
 
     spans: int
+    kept: int
+    """Tokens of each prompt before the row."""
     prompt: int
-    """Tokens of each prompt."""
+    """Tokens of each prompt in the row."""
     index: Tensor
     """(suffixes, width): place of each token behind the prompt; padding repeats a suffix's last token."""
     used: Tensor
@@ -135,8 +165,18 @@ class Run:
     """(width, width): keys that come later."""
 
     @property
+    def before(self) -> int:
+        """Tokens that every suffix sees: the whole prompt."""
+        return self.kept + self.prompt
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """(prompt, kept + prompt): keys of a prompt that do not come later."""
+        return torch.ones(self.prompt, self.before, dtype=torch.bool, device=self.index.device).tril(self.kept)
+
+    @property
     def tokens(self) -> int:
-        """Tokens of each span."""
+        """Tokens of each span in the row."""
         return self.prompt + int(self.index[-1, -1]) + 1
 
 
@@ -174,6 +214,7 @@ def attention(
         return ordinary
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head dim)
+    key, value = shared_prefix.keys(module.layer_idx, key, value)
     is_flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = _attend_varlen if is_flash else _attend_by_span
     return attend(query, key, value, shared_prefix, factor)[None], None
@@ -214,15 +255,19 @@ def _parameters(function: Any) -> frozenset[str]:
 
 
 def _attend_by_span(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
-    out, start = [], 0
+    out, start, kept = [], 0, len(query)
     for run in layout.runs:
-        end = start + run.spans * run.tokens
-        q, k, v = (
-            x[start:end].view(run.spans, run.tokens, *x.shape[1:]).transpose(1, 2) for x in (query * scale, key, value)
-        )
+        q, k, v = (_of_run(x, start, run.spans, run.tokens) for x in (query * scale, key, value))
+        if run.kept:
+            k, v = (torch.cat([_of_run(x, kept, run.spans, run.kept), y], 2) for x, y in ((key, k), (value, v)))
         out.append(_attend_in_run(q, k, v, run).transpose(1, 2).flatten(0, 1))
-        start = end
+        start, kept = start + run.spans * run.tokens, kept + run.spans * run.kept
     return torch.cat(out)
+
+
+def _of_run(x: Tensor, start: int, spans: int, tokens: int) -> Tensor:
+    """Tokens of neighbours, from ``start`` on: (spans, heads, tokens, head dim)."""
+    return x[start : start + spans * tokens].view(spans, tokens, *x.shape[1:]).transpose(1, 2)
 
 
 def _attend_in_run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
@@ -230,18 +275,21 @@ def _attend_in_run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tenso
 
     Args:
         query: (spans, heads, tokens, head dim), scaled.
-        key: (spans, key-value heads, tokens, head dim).
+        key: (spans, key-value heads, kept + tokens, head dim).
         value: As ``key``.
         run: The spans.
 
     Returns:
         As ``query``.
     """
-    prompt, repeats = run.prompt, query.shape[1] // key.shape[1]
-    q, k, v = (x[:, :, :prompt] for x in (query, key, value))
-    if repeats > 1:
-        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    of_prompt = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0) if prompt else q
+    of_prompt = query[:, :, : run.prompt]
+    if run.prompt:
+        repeats = query.shape[1] // key.shape[1]
+        k, v = (x[:, :, : run.before] for x in (key, value))
+        if repeats > 1:
+            k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+        mask: dict[str, Any] = {"attn_mask": run.visible} if run.kept else {"is_causal": True}
+        of_prompt = F.scaled_dot_product_attention(of_prompt, k, v, scale=1.0, **mask)
     return torch.cat([of_prompt, _attend_in_table(query, key, value, run)], 2)
 
 
@@ -249,15 +297,15 @@ def _attend_in_table(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Ten
     """Attention of suffixes: one softmax over the prompt and the suffix itself. Shapes as in :func:`_attend_in_run`."""
     spans, heads, _, dim = key.shape
     suffixes, width = run.index.shape
-    k, v = (x[:, :, run.prompt :][:, :, run.index] for x in (key, value))  # (spans, heads, suffixes, width, dim)
+    k, v = (x[:, :, run.before :][:, :, run.index] for x in (key, value))  # (spans, heads, suffixes, width, dim)
     q = query[:, :, run.prompt :][:, :, run.index].view(spans, heads, -1, suffixes, width, dim).transpose(2, 3)
     size = q.shape  # (spans, key-value heads, suffixes, repeats, width, dim)
-    of_prompt = q.flatten(2, 4) @ key[:, :, : run.prompt].transpose(2, 3)
+    of_prompt = q.flatten(2, 4) @ key[:, :, : run.before].transpose(2, 3)
     of_suffix = (q.flatten(3, 4) @ k.transpose(3, 4)).view(*size[:-1], width).masked_fill(run.hidden, -torch.inf)
-    scores = torch.cat([of_prompt.view(*size[:-1], run.prompt), of_suffix], -1)
+    scores = torch.cat([of_prompt.view(*size[:-1], run.before), of_suffix], -1)
     weights = scores.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-    for_prompt, for_suffix = weights[..., : run.prompt], weights[..., run.prompt :]
-    out = (for_prompt.flatten(2, 4) @ value[:, :, : run.prompt]).view(size)
+    for_prompt, for_suffix = weights[..., : run.before], weights[..., run.before :]
+    out = (for_prompt.flatten(2, 4) @ value[:, :, : run.before]).view(size)
     out = out + (for_suffix.flatten(3, 4) @ v).view(size)
     attended: Tensor = out.transpose(2, 3).flatten(1, 2)[:, :, run.used]
     return attended

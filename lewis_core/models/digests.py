@@ -29,23 +29,36 @@ class WeightsDigest:
 
     def value(self) -> str:
         """The digest, as hexadecimal digits."""
-        stamps = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for _, tensor in self._tensors()]
+        stamps = weight_stamps(self._module)
         if stamps != self._stamps:
             self._value, self._stamps = self._compute(), stamps
         return self._value
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._module.named_parameters()
-        yield from self._module.named_buffers()
-
     @torch.no_grad()
     def _compute(self) -> str:
         digest, sums = hashlib.sha256(), []
-        for name, tensor in self._tensors():
+        for name, tensor in _tensors(self._module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
             sums.append(checksum(tensor.detach()))
         digest.update(torch.stack(sums).cpu().numpy().tobytes() if sums else b"")
         return digest.hexdigest()
+
+
+def weight_stamps(module: Any) -> list[tuple[int, int]]:
+    """What differs as soon as a weight was written or replaced; no weight is read for it.
+
+    Args:
+        module: The module.
+
+    Returns:
+        Address and number of writes of every parameter and buffer.
+    """
+    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for _, tensor in _tensors(module)]
+
+
+def _tensors(module: Any) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def checksum(tensor: Tensor) -> Tensor:

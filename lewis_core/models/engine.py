@@ -35,6 +35,9 @@ class Engine(Protocol):
     def vision_cache(self) -> CacheStatistics | None:
         """How well vision features are reused; ``None`` if they are not kept."""
 
+    def prompt_cache(self) -> CacheStatistics | None:
+        """How well keys and values of photos are reused; ``None`` if they are not kept."""
+
     def answer(self, texts: Sequence[Text], read: Read) -> None:
         """Compute the logits of the token after each text, and hand them over, some texts at a time, in any order.
 

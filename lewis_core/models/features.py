@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lewis_core.data.images import MAX_ASPECT
 from lewis_core.errors import ImageError, ModelError
-from lewis_core.listener.schemas import CacheStatistics
+from lewis_core.models.caches import ByteCache
 from lewis_core.models.digests import WeightsDigest
 from lewis_core.models.images import ImageSource
 from lewis_core.prefetch import prefetch
@@ -43,50 +42,6 @@ class ImageFeatures:
         return sum(x.numel() * x.element_size() for x in (self.tokens, *self.deepstack))
 
 
-class FeatureCache:
-    """Least recently used features, by key, up to a number of bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._hits = self._misses = self._evictions = 0
-
-    def get(self, key: str) -> ImageFeatures | None:
-        """Look an image up, and mark it as used."""
-        found = self._entries.get(key)
-        if found is None:
-            self._misses += 1
-        else:
-            self._hits += 1
-            self._entries.move_to_end(key)
-        return found
-
-    def put(self, key: str, features: ImageFeatures) -> None:
-        """Keep an image's features; the least recently used ones make room."""
-        if key in self._entries or features.num_bytes > self._max_bytes:
-            return
-        self._entries[key] = features
-        self._bytes += features.num_bytes
-        while self._bytes > self._max_bytes:
-            _, dropped = self._entries.popitem(last=False)
-            self._bytes -= dropped.num_bytes
-            self._evictions += 1
-
-    def statistics(self) -> CacheStatistics:
-        """How much of it is used, and how well; may be called from any thread."""
-        return CacheStatistics(
-            entries=len(self._entries),
-            num_bytes=self._bytes,
-            max_bytes=self._max_bytes,
-            hits=self._hits,
-            misses=self._misses,
-            evictions=self._evictions,
-        )
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-
 class VisionEncoder:
     """Turns image references into features.
 
@@ -107,7 +62,7 @@ class VisionEncoder:
         self._backbone, self._processor, self._images = backbone(model), image_processor, images
         self._max_patches, self._workers = MAX_PATCHES, num_workers
         self._weights = WeightsDigest(self._backbone.visual)
-        self.cache = FeatureCache(cache_bytes)
+        self.cache: ByteCache[ImageFeatures] = ByteCache(cache_bytes)
 
     def __call__(self, references: Mapping[str, str]) -> dict[str, ImageFeatures]:
         """Encode images that are not in the cache; look the others up.
@@ -125,7 +80,7 @@ class VisionEncoder:
 
     def stream(self, references: Mapping[str, str]) -> Iterator[tuple[str, ImageFeatures]]:
         """As a call, one image after the other, in order; later images are decoded meanwhile."""
-        made_by = self._made_by()
+        made_by = self.made_by()
         found = {digest: kept for digest in references if (kept := self.cache.get(digest + made_by))}
         lots = self._lots({digest: reference for digest, reference in references.items() if digest not in found})
         for digest in references:
@@ -136,8 +91,8 @@ class VisionEncoder:
                     self.cache.put(one + made_by, found[one])
             yield digest, found.pop(digest)
 
-    def _made_by(self) -> str:
-        """What features depend on besides the image."""
+    def made_by(self) -> str:
+        """What features depend on besides the image: a part of the names under which they are kept."""
         settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=str)
         return f" {hashlib.sha256(settings.encode()).hexdigest()} {self._weights.value()}"
 

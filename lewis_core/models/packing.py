@@ -4,6 +4,9 @@ A suffix sees its prompt and itself, and goes on at the position where the promp
 those of separate sequences; each prompt is computed once. The vision tower is frozen and stays outside: prompts hold
 image features.
 
+A prompt may begin with tokens that an earlier row has computed: their keys and values are kept
+(:mod:`lewis_core.models.kept_prompts`), and the row has the rest.
+
 A model attends to such a row by :mod:`lewis_core.models.attention`, or with a dense mask if it is set to transformers'
 ``sdpa`` or ``eager`` (its cost grows with the square of the row).
 """
@@ -25,6 +28,16 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """Tokens that come before a prompt's tokens in the row, as a model has read them."""
+
+    keys: Tensor
+    """(layers, 2, tokens, key-value heads, head dim): keys, and values."""
+    following: int
+    """Position of the text token that follows."""
+
+
+@dataclass(frozen=True)
 class Group:
     """A prompt and its suffixes. Make it with :meth:`of_questions` or :meth:`of_completions`."""
 
@@ -35,15 +48,27 @@ class Group:
     """The token expected after each token of the suffixes."""
     is_repeating: bool = False
     """Whether suffixes repeat the prompt's last token, which then is no part of the prompt."""
+    before: Beginning | None = None
+    """What the prompt begins with; ``prompt`` is what follows, without images."""
+    kept_as: str | None = None
+    """Name under which the prompt's keys and values may be kept."""
 
     def __post_init__(self) -> None:
         if not self.suffixes or not all(len(suffix) for suffix in self.suffixes):
             raise ValueError("a group needs at least one suffix, and each suffix at least one token")
 
     @classmethod
-    def of_questions(cls, prompt: Prompt, questions: Sequence[Sequence[int]]) -> Self:
+    def of_questions(
+        cls,
+        prompt: Prompt,
+        questions: Sequence[Sequence[int]],
+        *,
+        before: Beginning | None = None,
+        kept_as: str | None = None,
+    ) -> Self:
         """For answers: what the model would say after each question (token ids, at least one each)."""
-        return cls(prompt, [torch.as_tensor(question, dtype=torch.long) for question in questions])
+        suffixes = [torch.as_tensor(question, dtype=torch.long) for question in questions]
+        return cls(prompt, suffixes, before=before, kept_as=kept_as)
 
     @classmethod
     def of_completions(cls, prompt: Prompt, completions: Sequence[Tensor]) -> Self:
@@ -60,6 +85,11 @@ class Group:
     def prompt_tokens(self) -> int:
         """Tokens of the prompt in the row."""
         return len(self.prompt.ids) - self.is_repeating
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of the prompt before the row."""
+        return self.before.keys.shape[2] if self.before else 0
 
     @property
     def tokens(self) -> int:
@@ -84,17 +114,19 @@ class Group:
 def batches(groups: Iterable[Group], max_tokens: int) -> Iterator[list[Group]]:
     """Cut work into rows of at most ``max_tokens`` tokens (more if one prompt with one suffix is longer).
 
+    So many tokens may be kept beside a row, too: they cost no products, but memory.
+
     The suffixes of all batches, one after the other, are those of ``groups``.
     """
     batch: list[Group] = []
-    total = 0
+    total = kept = 0
     for group in groups:
         for part in group.split(max_tokens):
-            if batch and total + part.tokens > max_tokens:
+            if batch and max(total + part.tokens, kept + part.kept_tokens) > max_tokens:
                 yield batch
-                batch, total = [], 0
+                batch, total, kept = [], 0, 0
             batch.append(part)
-            total += part.tokens
+            total, kept = total + part.tokens, kept + part.kept_tokens
     if batch:
         yield batch
 
@@ -113,6 +145,8 @@ class Packed:
     """(suffixes,): place of the last token of each."""
     segments: Tensor
     """(2, tokens): number of the group, and 0 for its prompt or the number of the suffix from 1."""
+    following: tuple[int, ...]
+    """Position of the text token that follows each prompt."""
     layout: Layout
     images: tuple[ImageFeatures, ...]
 
@@ -130,7 +164,13 @@ class Packed:
         return arguments | {"attention_mask": mask}
 
     def mask(self) -> Tensor:
-        """Which token sees which: (1, 1, tokens, tokens)."""
+        """Which token sees which: (1, 1, tokens, tokens).
+
+        Raises:
+            ValueError: If prompts begin before the row.
+        """
+        if any(span.kept for span in self.layout.spans):
+            raise ValueError("a dense mask has no place for kept keys: set the model's attention to shared_prefix")
         group, suffix = self.segments
         place = torch.arange(len(group), device=group.device)
         visible = (group[:, None] == group) & ((suffix == 0) | (suffix[:, None] == suffix))
@@ -146,11 +186,13 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
         groups: At least one.
         image_token_id: Token that stands for a visual token.
     """
-    ids, positions, labels, suffix_of, group_of, spans = [], [], [], [], [], []
+    ids, positions, labels, suffix_of, group_of, spans, followings = [], [], [], [], [], [], []
     at = 0
     for number, group in enumerate(groups):
         of_prompt, following = prompt_positions(model, group.prompt, image_token_id)
-        span = Span(at, group.prompt_tokens, tuple(len(suffix) for suffix in group.suffixes))
+        if group.before:
+            of_prompt, following = of_prompt + group.before.following, following + group.before.following
+        span = Span(at, group.prompt_tokens, tuple(len(suffix) for suffix in group.suffixes), group.kept_tokens)
         start = following - group.is_repeating
         ids += [np.asarray(group.prompt.ids[: span.prompt], dtype=np.int64), *(x.numpy() for x in group.suffixes)]
         positions.append(of_prompt.numpy()[:, : span.prompt])
@@ -160,6 +202,7 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
         suffix_of.append(np.repeat(np.arange(1 + len(span.suffixes)), [span.prompt, *span.suffixes]))
         group_of.append(np.full(span.end - at, number))
         spans.append(span)
+        followings.append(following)
         at = span.end
     device = backbone(model).device
     segments = np.stack([np.concatenate(group_of), np.concatenate(suffix_of)])
@@ -174,7 +217,8 @@ def pack(model: Any, groups: Sequence[Group], image_token_id: int) -> Packed:
         labels=there(np.concatenate(labels)[None]),
         last=there(np.flatnonzero(is_end & (segments[1] > 0))),  # places: a mask would make the GPU's host wait
         segments=there(segments),
-        layout=Layout(spans, device),
+        following=tuple(followings),
+        layout=Layout(spans, device, [group.before.keys for group in groups if group.before]),
         images=tuple(image for group in groups for image in group.prompt.images),
     )
 

@@ -36,6 +36,10 @@ class PlainEngine:
         """Nothing is kept."""
         return None
 
+    def prompt_cache(self) -> CacheStatistics | None:
+        """Nothing is kept."""
+        return None
+
     @torch.inference_mode()
     def answer(self, texts: Sequence[Text], read: Read) -> None:
         """Hand the logits after each text over. See :meth:`lewis_core.models.engine.Engine.answer`."""

@@ -31,8 +31,11 @@ class AnsweringModel(Protocol):
 
 
 @runtime_checkable
-class KeepsFeatures(Protocol):
-    """A model that may keep vision features of images, and says how well that works."""
+class KeepsImages(Protocol):
+    """A model that may keep what it has computed for images, and says how well that works; from any thread."""
 
     def vision_cache(self) -> CacheStatistics | None:
-        """The cache as it is now; ``None`` if it keeps nothing. May be called from any thread."""
+        """Vision features as they are kept now; ``None`` if none are."""
+
+    def prompt_cache(self) -> CacheStatistics | None:
+        """Keys and values as they are kept now; ``None`` if none are."""

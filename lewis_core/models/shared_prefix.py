@@ -2,7 +2,9 @@
 
 Answers come from packed rows (:mod:`lewis_core.models.packing`), or from a key-value cache whose rows are repeated
 (:mod:`lewis_core.models.continuation`); both are exact. A GPU takes packed rows, which need no padding and no copies.
-A CPU takes the cache, which is a little faster there. Completions come from :mod:`lewis_core.models.sampling`.
+A CPU takes the cache, which is a little faster there, unless keys and values of photos are kept from call to call
+(:mod:`lewis_core.models.kept_prompts`): rows can begin with those. Completions come from
+:mod:`lewis_core.models.sampling`.
 """
 
 import itertools
@@ -21,6 +23,7 @@ from lewis_core.models.continuation import Prefilled, Prompt, last_logits
 from lewis_core.models.engine import Frame, Read, Text, banned_ids, eos_ids
 from lewis_core.models.features import ImageFeatures, VisionEncoder, backbone
 from lewis_core.models.images import ImageSource
+from lewis_core.models.kept_prompts import KeptPrompts, common_length
 from lewis_core.models.packing import Group, batches
 from lewis_core.models.sampling import Sampler, Sampling
 
@@ -40,12 +43,14 @@ class EngineOptions:
     batch_tokens: int | None = None
     """Tokens of one forward pass that answers, each prompt counted once; halved, for good, when memory runs out."""
     packed: bool | None = None
-    """Answer from packed rows rather than from a repeated cache; ``None``: on a GPU, unless the model's attention needs
-    dense masks."""
+    """Answer from packed rows rather than from a repeated cache; ``None``: on a GPU, and where prompts are kept, unless
+    the model's attention needs dense masks."""
     num_workers: int = 2
     """Threads that decode images."""
     cache_bytes: int = 2 << 30
     """Memory for vision features."""
+    prompt_bytes: int = 0
+    """Memory for keys and values of photos, which packed rows can begin with; 0 keeps none."""
 
 
 class SharedPrefixEngine:
@@ -65,7 +70,8 @@ class SharedPrefixEngine:
         self._model, self._frames, self._batch_size = model, frames, options.batch_size
         is_gpu = model.device.type == "cuda"
         has_kernel = backbone(model).language_model.config._attn_implementation == ATTENTION
-        self._packed = (is_gpu and has_kernel) if options.packed is None else options.packed
+        wants_rows = is_gpu or options.prompt_bytes > 0
+        self._packed = (wants_rows and has_kernel) if options.packed is None else options.packed
         self._batch_tokens = options.batch_tokens or (PACKED_TOKENS if is_gpu else CACHED_TOKENS)
         self._encoder = VisionEncoder(
             model, processor.image_processor, images, options.cache_bytes, options.num_workers
@@ -73,6 +79,8 @@ class SharedPrefixEngine:
         self._merge: int = processor.image_processor.merge_size**2
         self._image_token: int = model.config.image_token_id
         self._pad: int = processor.tokenizer.pad_token_id
+        prompt_bytes = options.prompt_bytes if self._packed and has_kernel else 0
+        self._kept = KeptPrompts(model, self._image_token, self._encoder.made_by, prompt_bytes)
         self._sampler = Sampler(
             model,
             image_token_id=self._image_token,
@@ -84,6 +92,10 @@ class SharedPrefixEngine:
     def vision_cache(self) -> CacheStatistics | None:
         """How well vision features are reused; may be called from any thread."""
         return self._encoder.cache.statistics()
+
+    def prompt_cache(self) -> CacheStatistics | None:
+        """How well keys and values of photos are reused; may be called from any thread."""
+        return self._kept.statistics()
 
     # Answers -----------------------------------------------------------------------------------------------------
 
@@ -98,13 +110,28 @@ class SharedPrefixEngine:
             self._answer_batch(batch, list(itertools.islice(places, _suffixes(batch))), read)
 
     def _groups(self, texts: Sequence[Text], places_by_image: dict[str | None, list[int]]) -> Iterator[Group]:
-        """Each image with all its texts; images are decoded ahead."""
-        references = {digest: texts[places[0]].image for digest, places in places_by_image.items() if digest}
-        features = self._encoder.stream({digest: image for digest, image in references.items() if image})
+        """Each image with all its texts; images whose prompts are not kept are decoded ahead."""
+        images = {digest: texts[places[0]].image for digest, places in places_by_image.items()}
+        references = {digest: image for digest, image in images.items() if digest and image}
+        known = self._kept.find(references)
+        features = self._encoder.stream({digest: image for digest, image in references.items() if digest not in known})
         for digest, places in places_by_image.items():
             common, rest = _split([texts[place].ids for place in places])
-            image = next(features)[1] if digest else None
-            yield Group.of_questions(self._prompt(common, image), rest)
+            if digest and (kept := self._kept.take(digest)):
+                before, left = kept.share(self._behind_image() + common)
+                yield Group.of_questions(Prompt(left), rest, before=before)
+                continue
+            image = None
+            if digest in known:  # and dropped since, as memory ran out
+                image = self._encoder({digest: references[digest]})[digest]
+            elif digest:
+                image = next(features)[1]
+            yield Group.of_questions(self._prompt(common, image), rest, kept_as=digest)
+
+    def _behind_image(self) -> list[int]:
+        """Tokens of the chat's opening behind the image."""
+        opening = self._frames[True].opening
+        return opening[opening.index(self._image_token) + 1 :]
 
     def _answer_batch(self, batch: Sequence[Group], places: Sequence[int], read: Read) -> None:
         waiting, done = [batch], 0
@@ -121,21 +148,28 @@ class SharedPrefixEngine:
                 waiting.append(batch)
 
     def _fits(self, batch: Sequence[Group], places: Sequence[int], read: Read) -> bool:
-        """Answer a batch; if memory runs out, make later ones smaller."""
+        """Answer a batch; if memory runs out, drop prompts that are kept, or make later batches smaller."""
         forward = self._read_packed if self._packed else self._read_cached
         try:
             forward(batch, places, read)
             return True
         except torch.OutOfMemoryError as error:
-            if len(places) == 1:
+            has_dropped = self._kept.drop()
+            if len(places) == 1 and not has_dropped:
                 raise ModelError("one image with one question alone does not fit into the GPU's memory") from error
-        self._batch_tokens = min(self._batch_tokens, sum(group.tokens for group in batch)) // 2
-        logger.warning("out of memory: answers go on with %d tokens a batch", self._batch_tokens)
+        if has_dropped:
+            logger.warning("out of memory: keys and values of photos were dropped; fewer are kept from now on")
+        else:
+            self._batch_tokens = min(self._batch_tokens, _size(batch)) // 2
+            logger.warning("out of memory: answers go on with %d tokens a batch", self._batch_tokens)
         self._free()
         return False
 
     def _read_packed(self, batch: Sequence[Group], places: Sequence[int], read: Read) -> None:
-        read(places, packing.last_logits(self._model, packing.pack(self._model, batch, self._image_token)))
+        packed = packing.pack(self._model, batch, self._image_token)
+        with self._kept.recording(batch, packed):
+            logits = packing.last_logits(self._model, packed)
+        read(places, logits)
 
     def _read_cached(self, batch: Sequence[Group], places: Sequence[int], read: Read) -> None:
         state = Prefilled(self._model, [group.prompt for group in batch], self._image_token, self._pad)
@@ -209,9 +243,13 @@ def _suffixes(groups: Sequence[Group]) -> int:
     return sum(len(group.suffixes) for group in groups)
 
 
+def _size(groups: Sequence[Group]) -> int:
+    """Tokens by which a batch is limited: those of its row, or those that are kept beside it."""
+    return max(sum(group.tokens for group in groups), sum(group.kept_tokens for group in groups))
+
+
 def _split(rows: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
     """Tokens that all rows begin with, and what is left of each (at least one token)."""
-    first, last = min(rows), max(rows)  # what these two share, all share
-    common = next((at for at, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    common = common_length(min(rows), max(rows))  # what these two share, all share
     common = min(common, min(map(len, rows)) - 1)
     return rows[0][:common], [row[common:] for row in rows]

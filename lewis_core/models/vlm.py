@@ -145,6 +145,10 @@ class VisionLanguageModel:
         """How well vision features are reused; ``None`` if the engine keeps none. May be called from any thread."""
         return self._engine.vision_cache()
 
+    def prompt_cache(self) -> CacheStatistics | None:
+        """How well keys and values of photos are reused; ``None`` if none are kept. May be called from any thread."""
+        return self._engine.prompt_cache()
+
     def _answer(self, asked: Sequence[tuple[str | None, str, Choices]]) -> list[tuple[float, ...]]:
         """Log-probability of each choice, for (image, prompt, choices)."""
         for choices in {choices for _, _, choices in asked} - set(self._answers):
@@ -201,6 +205,7 @@ def open_model(ref: ModelRef, runtime: Runtime, images: Path | ImageSource) -> V
         batch_tokens=runtime.batch_tokens,
         num_workers=runtime.num_workers,
         cache_bytes=runtime.vision_cache_mib << 20,
+        prompt_bytes=runtime.prompt_cache_mib << 20,
     )
     source = PairedImages(ImageFolder(images) if isinstance(images, Path) else images)
     return VisionLanguageModel(

@@ -212,14 +212,14 @@ def estimate_footprint(
     )
 
 
-def service_bytes(ref: ModelRef, vision_cache_mib: int = 2048) -> float:
-    """Estimate the memory of a model service: weights, vision features, a forward pass.
+def service_bytes(ref: ModelRef, cache_mib: int = 2048) -> float:
+    """Estimate the memory of a model service: weights, what it keeps of photos, a forward pass.
 
     A pass over 16,384 tokens of a 7B model took 2.2 GiB on an H100, of which this gives 2.6.
 
     Args:
         ref: What it serves; 0 bytes if its size is not known.
-        vision_cache_mib: Memory for vision features.
+        cache_mib: Memory for vision features, and for keys and values.
     """
     shape = read_shape(ref.path)
     if shape is None:
@@ -227,7 +227,7 @@ def service_bytes(ref: ModelRef, vision_cache_mib: int = 2048) -> float:
     size = 4 if ref.dtype == "float32" else 2
     weights = (shape.language_parameters + shape.vision_parameters) * size
     scoring = SERVICE_TOKENS * (3 * shape.mlp + 8 * shape.hidden) * size
-    return weights + scoring + vision_cache_mib * (1 << 20) + CONTEXT
+    return weights + scoring + cache_mib * (1 << 20) + CONTEXT
 
 
 def _trained_bytes(config: GrpoConfig, shape: Shape, size: int, spread: int) -> float:

@@ -1,4 +1,7 @@
-"""Whole games by every way to compute them: packed rows, a repeated cache, one plain forward pass for each pair."""
+"""Whole games by every way to compute them: packed rows, a repeated cache, one plain forward pass for each pair.
+
+Ways that keep keys and values of photos have them from the examples before.
+"""
 
 import copy
 import itertools
@@ -58,6 +61,8 @@ class World:
             "packed": make(packed=True),
             "cached": make(packed=False),
             "packed in small rows": make(packed=True, batch_tokens=200),
+            "keys kept": make(prompt_bytes=1 << 20),
+            "keys kept, little room, small rows": make(prompt_bytes=50_000, batch_tokens=200),
             "cached in small batches": make(packed=False, batch_tokens=200),
             "plain": make("plain"),
         }

@@ -14,7 +14,8 @@ from lewis_core.errors import ModelError
 from lewis_core.listener.schemas import CacheStatistics
 from lewis_core.models import digests
 from lewis_core.models.attention import IMAGE_ATTENTION, image_attention, use_packed_images
-from lewis_core.models.features import FeatureCache, ImageFeatures, VisionEncoder, backbone
+from lewis_core.models.caches import ByteCache
+from lewis_core.models.features import ImageFeatures, VisionEncoder, backbone
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
 from lewis_core.testing import write_image, write_tiny_checkpoint
@@ -59,7 +60,7 @@ def assert_same(found: dict[str, ImageFeatures], wanted: dict[str, ImageFeatures
 
 def test_the_cache_forgets_the_least_recently_used_and_counts() -> None:
     features = ImageFeatures(torch.zeros(4, 8), torch.zeros(1, 3))  # 4 x 8 x 4 bytes = 128
-    cache = FeatureCache(max_bytes=300)
+    cache: ByteCache[ImageFeatures] = ByteCache(max_bytes=300)
     assert cache.statistics().hit_rate == 0
     cache.put("a", features)
     cache.put("b", features)
@@ -71,6 +72,8 @@ def test_the_cache_forgets_the_least_recently_used_and_counts() -> None:
     expected = CacheStatistics(entries=2, num_bytes=256, max_bytes=300, hits=2, misses=1, evictions=1)
     assert cache.statistics() == expected
     assert expected.hit_rate == pytest.approx(2 / 3)
+    cache.clear()
+    assert ("a" in cache, cache.num_bytes, cache.statistics().evictions) == (False, 0, 3)
 
 
 def test_features_are_kept_under_image_settings_and_weights(

@@ -15,13 +15,14 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from lewis_core.config.base import ModelRef, Runtime
+from lewis_core.models import attention
 from lewis_core.models.attention import Layout, Span, use_shared_prefix
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import ImageFeatures, VisionEncoder, encoder_outputs
 from lewis_core.models.fusing import fuse
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
-from lewis_core.models.packing import IGNORE, Group, batches, last_logits, pack
+from lewis_core.models.packing import IGNORE, Beginning, Group, batches, last_logits, pack
 from lewis_core.testing import write_image, write_tiny_checkpoint
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -112,15 +113,15 @@ work = st.lists(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ATTENTIONS)
 @given(work=work)
 @settings(max_examples=6, deadline=None)
-def test_answers_equal_separate_forward_passes(world: World, attention: str, dtype: torch.dtype, work: Any) -> None:
+def test_answers_equal_separate_forward_passes(world: World, name: str, dtype: torch.dtype, work: Any) -> None:
     """Ragged questions; prompts with no image, one, and several of different grids; any number of groups."""
     model = world.models[dtype]
     prompts = [world.prompt(images, dtype) for images, _ in work]
     groups = [Group.of_questions(prompt, of_prompt) for prompt, (_, of_prompt) in zip(prompts, work, strict=True)]
-    with torch.no_grad(), _attending(model, attention):
+    with torch.no_grad(), _attending(model, name):
         found = last_logits(model, pack(model, groups, world.image))
     with torch.no_grad():
         expected = [
@@ -128,7 +129,7 @@ def test_answers_equal_separate_forward_passes(world: World, attention: str, dty
             for prompt, (_, questions) in zip(prompts, work, strict=True)
             for question in questions
         ]
-    tolerance = TOLERANCE[dtype] if attention != "eager" else 2e-5  # transformers' eager softmax is float32
+    tolerance = TOLERANCE[dtype] if name != "eager" else 2e-5  # transformers' eager softmax is float32
     torch.testing.assert_close(found, torch.stack(expected), atol=tolerance, rtol=0)
 
 
@@ -221,6 +222,55 @@ def test_a_row_as_written_out_by_hand() -> None:
     assert table.hidden.tolist() == [[False, True], [False, False]]
 
 
+def test_a_row_that_begins_with_kept_tokens_as_written_out_by_hand() -> None:
+    """Three tokens of which two are kept; then one that is kept whole: of 3 tokens in the row, keys 3 to 5 lie behind.
+
+    The first prompt's rest is its third token, which sees all three; its suffix is one token, and so is the other's.
+    """
+    kept = [torch.zeros(1, 2, length, 1, 4) for length in (2, 1)]
+    layout = Layout([Span(0, 1, (1,), 2), Span(2, 0, (1,), 1)], torch.device("cpu"), kept)
+    varlen = layout.varlen
+    assert varlen.cu_queries.tolist() == [0, 1, 2, 3]
+    assert varlen.cu_keys.tolist() == [0, 3, 7, 9]
+    assert varlen.gather.tolist() == [3, 4, 0, 3, 4, 0, 1, 5, 2]
+    assert layout.runs[0].visible.tolist() == [[True, True, True]]
+    assert [len(x) for x in layout.keys(0, torch.zeros(3, 1, 4), torch.zeros(3, 1, 4))] == [6, 6]
+
+
+def test_attention_by_sequences_is_attention_by_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU is given, with its kernel written out: the last query of a sequence sees all keys of it."""
+
+    def flash(query: Any, key: Any, value: Any, bounds: Any, scale: float, *, is_causal: bool) -> torch.Tensor:
+        out = []
+        for (a, b), (c, d) in zip(*(itertools.pairwise(x.tolist()) for x in bounds[:2]), strict=True):
+            mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - (b - a))
+            q, k, v = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+            attended = torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=True)
+            out.append(attended.transpose(0, 1))
+        return torch.cat(out)
+
+    monkeypatch.setattr(attention, "_flash", flash)
+    torch.manual_seed(0)
+    spans, at = [], 0
+    for kept, prompt, suffixes in ((3, 2, (1, 4)), (3, 2, (1, 4)), (0, 5, (2,)), (4, 0, (3, 3)), (0, 0, (2,))):
+        spans.append(Span(at, prompt, suffixes, kept))
+        at = spans[-1].end
+    stores = [torch.randn(1, 2, span.kept, 2, 8, dtype=torch.double) for span in spans if span.kept]
+    layout = Layout(spans, torch.device("cpu"), stores)
+    query, key, value = (torch.randn(at, heads, 8, dtype=torch.double) for heads in (4, 2, 2))
+    key, value = layout.keys(0, key, value)
+    by_sequences = attention._attend_varlen(query, key, value, layout, 0.5)
+    torch.testing.assert_close(attention._attend_by_span(query, key, value, layout, 0.5), by_sequences)
+
+
+def test_a_dense_mask_has_no_place_for_kept_keys(world: World) -> None:
+    group = Group.of_questions(Prompt([4]), [[20]], before=Beginning(torch.zeros(1, 2, 3, 1, 4), 3))
+    packed = pack(world.models[torch.float32], [group], world.image)
+    assert packed.position_ids[0, 0].tolist() == [3, 4]
+    with pytest.raises(ValueError, match="shared_prefix"):
+        packed.mask()
+
+
 def test_what_sees_what(world: World) -> None:
     prompt = Prompt([9, 3])
     groups = [Group.of_questions(prompt, [[20], [21, 22]]), Group.of_completions(prompt, [torch.tensor([30, 31])])]
@@ -256,6 +306,13 @@ def test_batches_keep_order_and_budget() -> None:
     found = [[[s.tolist() for s in group.suffixes] for group in batch] for batch in batches(groups, 8)]
     assert found == [[[[0, 0], [1, 1]]], [[[2, 2]], [[9]]]]
     assert [[group.tokens for group in batch] for batch in batches(groups, 8)] == [[7], [5, 2]]
+
+
+def test_batches_keep_a_budget_of_kept_tokens() -> None:
+    """Three prompts of which 4 tokens each are kept: 8 hold two of them, however little the row has."""
+    kept = Beginning(torch.zeros(1, 2, 4, 1, 4), 4)
+    groups = [Group.of_questions(Prompt([]), [[number]], before=kept) for number in range(3)]
+    assert [[group.kept_tokens for group in batch] for batch in batches(groups, 8)] == [[4, 4], [4]]
 
 
 def test_one_that_does_not_fit_still_runs() -> None:
