@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from infra.bench import world
 from infra.bench.recorder import Recorder
 from lewis_core.listener.client import HttpModel
-from lewis_core.listener.schemas import ScoreGame
+from lewis_core.listener.schemas import GameScores, ScoreGame
 from lewis_core.listener.scoring import yes_log_odds, yes_probability
 from lewis_core.models.answers import YES_NO, answer_token_ids
 from lewis_core.models.caches import ByteCache
@@ -28,6 +29,8 @@ ROWS = 32
 NEW_TOKENS = 10
 """What the reference lets its listener write for every pair."""
 CACHE_BYTES = 8 << 30
+KEPT = "keys and values of photos kept"
+FIRST = "keys and values of photos computed to be kept"
 
 
 class Baselines:
@@ -207,7 +210,9 @@ def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any,
         for arm, ask in arms.items():
             _measure(recorder, arm, ask, results, repeats=options.repeats, **facts)
         recorder.profile("listener", arms["ours, in process"], visual_tokens=tokens)
-    add_floors(recorder, model, unique_groups(facade, pairs), tokens)
+    groups = unique_groups(facade, pairs)
+    add_floors(recorder, model, groups, tokens)
+    _run_kept(recorder, open_facade(model, processor, folder, prompt_bytes=CACHE_BYTES), games, results, facts, options)
     if stock is None:
         return
     baselines = Baselines(stock, processor, folder)
@@ -218,6 +223,47 @@ def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any,
     for arm, clean in (("reference style, without gc", False), ("reference style", True)):
         _measure(recorder, arm, partial(baselines.one_by_one, some, clean), results, **facts)
     _compare(recorder, results, pairs, some, tokens)
+
+
+def _run_kept(
+    recorder: Recorder,
+    facade: VisionLanguageModel,
+    games: list[ScoreGame],
+    results: dict[str, list[float]],
+    facts: dict[str, Any],
+    options: Any,
+) -> None:
+    """Arms whose photos have come before, with descriptions that have not; and one that computes what it keeps."""
+    engine: Any = facade._engine
+
+    def first() -> list[float]:
+        engine._kept.clear()
+        return flatten(facade.score(games))
+
+    with serving(facade) as client:
+        anew = {
+            way: partial(_ask_anew, score, games, count())
+            for way, score in (("over HTTP", client.score), ("in process", facade.score))
+        }
+        for way, ask in anew.items():
+            recorder.measure(PART, f"ours, {way}, {KEPT}", ask, unit="pairs", repeats=options.repeats, **facts)
+        _measure(recorder, f"ours, in process, {FIRST}", first, results, repeats=options.repeats, **facts)
+        if recorder.has_time(f"listener: P(yes), {KEPT}"):
+            results[f"ours, in process, {KEPT}"] = flatten(facade.score(games))
+        recorder.profile(f"listener, {KEPT}", anew["in process"], visual_tokens=facts["visual_tokens"])
+    if statistics := facade.prompt_cache():
+        recorder.note(f"listener: {KEPT}", visual_tokens=facts["visual_tokens"], **statistics.model_dump())
+
+
+def _ask_anew(
+    score: Callable[[list[ScoreGame]], list[GameScores]], games: list[ScoreGame], calls: Iterator[int]
+) -> list[float]:
+    """Score games with descriptions that no call before had."""
+    new = f"No. {next(calls)}, "
+    texts = [tuple(new + text for text in game.descriptions) for game in games]
+    return flatten(
+        score([game.model_copy(update={"descriptions": of_game}) for game, of_game in zip(games, texts, strict=True)])
+    )
 
 
 def _measure(

@@ -88,12 +88,11 @@ class KeptPrompts:
         Args:
             digests: Of the images' content.
         """
-        self._waiting = {}
         if not self._cache.max_bytes:
             return frozenset()
         stamps = [*weight_stamps(self._text), *_adapters(self._text)]
         if stamps != self._stamps:
-            self._cache.clear()
+            self.clear()
         self._stamps, self._suffix = stamps, self._made_by()
         found = {digest: self._cache.get(digest + self._suffix) for digest in digests}
         self._waiting = {digest: kept for digest, kept in found.items() if kept}
@@ -124,12 +123,16 @@ class KeptPrompts:
             kept = self._kept(groups[number].prompt.ids, Beginning(keys, packed.following[number]))
             self._cache.put(f"{groups[number].kept_as}{self._suffix}", kept)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._waiting = {}
+        self._cache.clear()
+
     def drop(self) -> bool:
         """Make room when memory ran out, and keep half as much from now on; returns whether there was anything."""
         held = self._cache.num_bytes
-        self._waiting = {}
+        self.clear()
         if held:
-            self._cache.clear()
             self._cache.max_bytes = held // 2
         return held > 0
 

@@ -41,6 +41,9 @@ def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
         "ours, over HTTP",
         "ours, in process",
         "ours, photos never seen before",
+        "ours, over HTTP, keys and values of photos kept",
+        "ours, in process, keys and values of photos kept",
+        "ours, in process, keys and values of photos computed to be kept",
         "batched forward",
         "reference style",
         "reference style, without gc",
@@ -66,7 +69,7 @@ def test_every_arm_of_every_part_has_a_time(measured: dict[str, Any]) -> None:
 def test_all_listeners_say_the_same(measured: dict[str, Any]) -> None:
     [note] = [note for note in measured["notes"] if note["what"].startswith("listener: P(yes)")]
     apart = {arm: value for arm, value in note.items() if arm not in ("what", "visual_tokens")}
-    assert len(apart) == 6
+    assert len(apart) == 8
     assert max(apart.values()) < 1e-5
 
 

@@ -205,6 +205,25 @@ def test_scores_in_bfloat16_are_as_good_as_plain_passes(family: Family, packed: 
     assert (found - exact).abs().max() <= 2 * (plain - exact).abs().max() + 0.05
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_keys_answer_as_computed_ones(family: Family, dtype: str) -> None:
+    """Photos that came before with other descriptions: by flash attention no farther from float32 than plain passes."""
+    before = [ScoreGame(candidates=("c.jpg", "b.jpg"), descriptions=("A blue hat.", "y"), category="mug")]
+    exact = odds(family.open(device="cpu").score(GAMES))
+    plain = odds(family.open(dtype, engine="plain").score(GAMES))
+    for tokens in (None, 300):
+        model = family.open(dtype, prompt_bytes=1 << 24, batch_tokens=tokens)
+        model.score(before)
+        for _ in range(2):
+            found = odds(model.score(GAMES))
+            cache = model.prompt_cache()
+            assert cache is not None
+            assert cache.entries == 3
+            limit = 1e-3 if dtype == "float32" else 2 * float((plain - exact).abs().max()) + 0.05
+            assert (found - exact).abs().max() <= limit
+        assert cache.hits == 2 + 3
+
+
 def test_features_of_many_images_equal_those_of_one(family: Family) -> None:
     model, processor = family.load("bfloat16")
     references = {name: name for name in SIZES}
@@ -280,15 +299,20 @@ def test_compiled_layers_compute_the_same(family: Family) -> None:
     torch.testing.assert_close(odds(compiled.score(GAMES)), expected, atol=1e-3, rtol=0)
 
 
-def test_a_gpu_that_is_too_small_gets_smaller_rows(family: Family, whole_memory: None) -> None:
+@pytest.mark.parametrize("prompt_bytes", [0, 1 << 24])
+def test_a_gpu_that_is_too_small_gets_smaller_rows(family: Family, whole_memory: None, prompt_bytes: int) -> None:
+    """What is kept of photos is dropped first."""
     texts = tuple(f"A red mug number {number}." for number in range(200))
     games = [ScoreGame(candidates=tuple(SIZES), descriptions=texts)] * 8
     expected = odds(family.open().score(games))
-    greedy = family.open(batch_tokens=10_000_000)
+    greedy = family.open(batch_tokens=10_000_000, prompt_bytes=prompt_bytes)
     greedy.score(GAMES)  # what is needed once
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
     found = greedy.score(games)
     assert greedy._engine._batch_tokens < 10_000_000
+    kept = greedy.prompt_cache()
+    assert (kept is None) == (prompt_bytes == 0)
+    assert kept is None or kept.max_bytes < prompt_bytes
     torch.testing.assert_close(odds(found), expected, atol=1e-3, rtol=0)

@@ -34,11 +34,13 @@ def metrics_in(expression: promql_parser.Expr) -> set[str]:
 
 
 class Keeps(FakeModel):
-    """A model with a cache of vision features."""
+    """A model that keeps vision features, keys and values."""
 
     def vision_cache(self) -> CacheStatistics:
         """Its state."""
         return CacheStatistics(entries=1, num_bytes=8, max_bytes=16, hits=1, misses=1)
+
+    prompt_cache = vision_cache
 
 
 @pytest.fixture(scope="module")

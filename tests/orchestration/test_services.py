@@ -29,12 +29,19 @@ def is_up(url: str) -> bool:
 def test_a_service_s_command_line_carries_its_settings(tmp_path: Path) -> None:
     ref = ModelRef(path="somewhere", engine="plain")
     runtime = Runtime(
-        num_workers=3, torch_threads=5, batch_size=7, batch_tokens=4096, compile_layers=True, vision_cache_mib=8
+        num_workers=3,
+        torch_threads=5,
+        batch_size=7,
+        batch_tokens=4096,
+        compile_layers=True,
+        vision_cache_mib=8,
+        prompt_cache_mib=9,
     )
     arguments = parse_arguments(listener_command(ref, tmp_path, runtime, 9000)[3:])
     assert read_model_ref(arguments.model, arguments.engine) == ref
     assert (arguments.workers, arguments.threads, arguments.batch_size) == (3, 5, 7)
-    assert (arguments.batch_tokens, arguments.compile_layers, arguments.vision_cache_mib) == (4096, True, 8)
+    assert (arguments.batch_tokens, arguments.compile_layers) == (4096, True)
+    assert (arguments.vision_cache_mib, arguments.prompt_cache_mib) == (8, 9)
     bare = parse_arguments(listener_command(ref, tmp_path, Runtime(), 9000)[3:])
     assert (bare.batch_tokens, bare.threads, bare.compile_layers) == (None, None, False)
 

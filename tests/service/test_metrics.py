@@ -2,6 +2,8 @@
 
 import logging
 
+import pytest
+
 from lewis_core.listener.metrics import ServiceMetrics
 from lewis_core.listener.schemas import CacheStatistics
 
@@ -41,14 +43,15 @@ def test_one_log_line_a_second_and_none_for_probes(caplog):
     assert caplog.messages[1:] == ["1 requests, 1 errors, 8 rows of score in the last 1.5 s, 0 waiting"]
 
 
-def test_the_vision_cache_is_shown():
+@pytest.mark.parametrize("name", ["vision", "prompt"])
+def test_caches_are_shown(name):
     cache = CacheStatistics(entries=3, num_bytes=600, max_bytes=1000, hits=30, misses=10, evictions=7)
-    lines = ServiceMetrics(vision_cache=lambda: cache).render().splitlines()
-    assert "lewis_vision_cache_hits_total 30" in lines
-    assert "lewis_vision_cache_misses_total 10" in lines
-    assert "lewis_vision_cache_evictions_total 7" in lines
-    assert "lewis_vision_cache_hit_rate 0.750000" in lines
-    assert "lewis_vision_cache_bytes 600" in lines
-    assert "lewis_vision_cache_max_bytes 1000" in lines
-    assert "lewis_vision_cache_images 3" in lines
-    assert "vision_cache" not in ServiceMetrics().render()
+    lines = ServiceMetrics(**{f"{name}_cache": lambda: cache}).render().splitlines()
+    assert f"lewis_{name}_cache_hits_total 30" in lines
+    assert f"lewis_{name}_cache_misses_total 10" in lines
+    assert f"lewis_{name}_cache_evictions_total 7" in lines
+    assert f"lewis_{name}_cache_hit_rate 0.750000" in lines
+    assert f"lewis_{name}_cache_bytes 600" in lines
+    assert f"lewis_{name}_cache_max_bytes 1000" in lines
+    assert f"lewis_{name}_cache_images 3" in lines
+    assert "_cache" not in ServiceMetrics().render()

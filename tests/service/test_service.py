@@ -199,16 +199,22 @@ def test_readiness_while_loading_and_after_a_failure():
     assert failed.status_code == 500
 
 
-def test_the_vision_cache_is_part_of_health_and_metrics():
+def test_what_is_kept_of_images_is_part_of_health_and_metrics():
     class Keeps(FakeModel):
         def vision_cache(self):
             return CacheStatistics(entries=2, num_bytes=64, max_bytes=128, hits=1, misses=2)
 
+        def prompt_cache(self):
+            return None
+
     for model, cache in ((Keeps(), {"entries": 2, "num_bytes": 64, "max_bytes": 128}), (FakeModel(), None)):
         with serving(lambda model=model: model) as client:
-            found = client.get("/readyz").json()["vision_cache"]
-            assert found == (cache and {**cache, "hits": 1, "misses": 2, "evictions": 0})
-            assert ("lewis_vision_cache_bytes 64" in client.get("/metrics").text) == (cache is not None)
+            found = client.get("/readyz").json()
+            assert found["vision_cache"] == (cache and {**cache, "hits": 1, "misses": 2, "evictions": 0})
+            assert found["prompt_cache"] is None
+            text = client.get("/metrics").text
+            assert ("lewis_vision_cache_bytes 64" in text) == (cache is not None)
+            assert "prompt_cache" not in text
 
 
 def test_waiting_requests_are_packed_and_the_rest_is_refused():
