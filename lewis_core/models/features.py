@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,8 @@ class VisionEncoder:
         self._max_patches, self._workers = MAX_PATCHES, num_workers
         self._weights = WeightsDigest(self._backbone.visual)
         self.cache: ByteCache[ImageFeatures] = ByteCache(cache_bytes)
+        self.make_room: Callable[[], bool] = lambda: False
+        """Asked when memory runs out, before fewer images are encoded at once; whether it made any."""
 
     def __call__(self, references: Mapping[str, str]) -> dict[str, ImageFeatures]:
         """Encode images that are not in the cache; look the others up.
@@ -118,8 +120,11 @@ class VisionEncoder:
         try:
             return self._run(inputs)
         except torch.OutOfMemoryError as error:
-            if len(inputs) == 1:
+            has_room = self.make_room()
+            if len(inputs) == 1 and not has_room:
                 raise ModelError("one image alone does not fit into the GPU's memory") from error
+        if has_room:
+            return self._encode(inputs)
         self._max_patches = min(self._max_patches, sum(len(x["pixel_values"]) for x in inputs)) // 2
         logger.warning("out of memory: the vision tower goes on with %d patches a batch", self._max_patches)
         if self._backbone.device.type == "cuda":

@@ -136,6 +136,9 @@ class KeptPrompts:
             self._cache.max_bytes = held // 2
         return held > 0
 
+    def __len__(self) -> int:
+        return len(self._cache)
+
     def _wanted(self, groups: Sequence[Group]) -> list[int]:
         """Numbers of groups whose prompts are new and have room together."""
         text = self._text

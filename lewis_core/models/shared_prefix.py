@@ -81,6 +81,7 @@ class SharedPrefixEngine:
         self._pad: int = processor.tokenizer.pad_token_id
         prompt_bytes = options.prompt_bytes if self._packed and has_kernel else 0
         self._kept = KeptPrompts(model, self._image_token, self._encoder.made_by, prompt_bytes)
+        self._encoder.make_room = self._make_room
         self._sampler = Sampler(
             model,
             image_token_id=self._image_token,
@@ -154,15 +155,12 @@ class SharedPrefixEngine:
             forward(batch, places, read)
             return True
         except torch.OutOfMemoryError as error:
-            has_dropped = self._kept.drop()
-            if len(places) == 1 and not has_dropped:
+            if len(places) == 1 and not len(self._kept):
                 raise ModelError("one image with one question alone does not fit into the GPU's memory") from error
-        if has_dropped:
-            logger.warning("out of memory: keys and values of photos were dropped; fewer are kept from now on")
-        else:
+        if not self._make_room():
             self._batch_tokens = min(self._batch_tokens, _size(batch)) // 2
             logger.warning("out of memory: answers go on with %d tokens a batch", self._batch_tokens)
-        self._free()
+            self._free()
         return False
 
     def _read_packed(self, batch: Sequence[Group], places: Sequence[int], read: Read) -> None:
@@ -204,11 +202,12 @@ class SharedPrefixEngine:
                 written.update(self._write_batch(texts, text_of_row, sampling, batch))
                 continue
             except torch.OutOfMemoryError as error:
-                if self._batch_size == 1:
+                if self._batch_size == 1 and not len(self._kept):
                     raise ModelError("one prompt alone does not fit into the GPU's memory") from error
-            self._batch_size = min(self._batch_size, len(batch)) // 2
-            logger.warning("out of memory: going on with %d completions a batch", self._batch_size)
-            self._free()
+            if not self._make_room():
+                self._batch_size = min(self._batch_size, len(batch)) // 2
+                logger.warning("out of memory: going on with %d completions a batch", self._batch_size)
+                self._free()
         return [written[row] for row in range(len(work))]
 
     def _write_batch(
@@ -232,6 +231,14 @@ class SharedPrefixEngine:
         at = opening.index(self._image_token)
         visual = [self._image_token] * (int(image.grid.prod()) // self._merge)
         return Prompt(opening[:at] + visual + opening[at + 1 :] + ids, (image,))
+
+    def _make_room(self) -> bool:
+        """Drop keys and values of photos when memory ran out; returns whether there were any."""
+        if not self._kept.drop():
+            return False
+        logger.warning("out of memory: keys and values of photos were dropped; half as much is kept from now on")
+        self._free()
+        return True
 
     def _free(self) -> None:
         self._sampler.clear()

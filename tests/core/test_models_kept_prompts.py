@@ -169,31 +169,45 @@ def test_new_weights_and_other_adapters_drop_what_is_kept(world: World) -> None:
     check(3)
 
 
+def fail_once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Let memory run out at the next call of a function."""
+    real, failures = getattr(owner, name), [torch.OutOfMemoryError("out of memory")]
+
+    def small(*work: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*work)
+
+    monkeypatch.setattr(owner, name, small)
+
+
 def test_memory_that_runs_out_takes_what_is_kept_before_it_takes_tokens(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two photos of a call are kept and wait; after the first row they are gone, and read again."""
-    model, real = world.open(batch_tokens=100), packing.last_logits
+    model, expected = world.open(batch_tokens=100), odds(world.open(prompt_bytes=0), game(SECOND))
     odds(model, game(FIRST, IMAGES[:2]))
-    held, failures = model.prompt_cache().num_bytes, [True]
+    held = model.prompt_cache().num_bytes
+    fail_once(monkeypatch, packing, "last_logits")
+    assert_same(odds(model, game(SECOND)), expected)
+    assert (model._engine._batch_tokens, model.prompt_cache().max_bytes) == (100, held // 2)
+    nothing = world.open(batch_tokens=400)
+    fail_once(monkeypatch, packing, "last_logits")
+    assert_same(odds(nothing, game(SECOND)), expected)
+    assert nothing._engine._batch_tokens < 400  # there was nothing to drop yet
 
-    def small(*work: Any) -> Any:
-        if failures:
-            failures.pop()
-            raise torch.OutOfMemoryError("out of memory")
-        return real(*work)
 
-    monkeypatch.setattr(packing, "last_logits", small)
-    found = odds(model, game(SECOND))
-    assert model._engine._batch_tokens == 100
-    assert model.prompt_cache().max_bytes == held // 2
-    monkeypatch.undo()
-    assert_same(found, odds(world.open(prompt_bytes=0), game(SECOND)))
-    failures.append(True)
-    fresh = world.open(batch_tokens=400)
-    monkeypatch.setattr(packing, "last_logits", small)
-    assert_same(odds(fresh, game(SECOND)), found)
-    assert fresh._engine._batch_tokens < 400  # nothing was kept yet
+@pytest.mark.parametrize("part", ["_sampler", "_encoder"])
+def test_completions_and_images_take_memory_of_what_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    model = world.open()
+    odds(model, game(FIRST, IMAGES[:2]))
+    owner = getattr(model._engine, part)
+    fail_once(monkeypatch, owner, "sample" if part == "_sampler" else "_run")
+    [[text]] = model.generate([GenerateItem(image="2.jpg", prompt="Say.", max_new_tokens=2)])
+    [[expected]] = world.open().generate([GenerateItem(image="2.jpg", prompt="Say.", max_new_tokens=2)])
+    assert (text, model.prompt_cache().entries, model._engine._batch_size) == (expected, 0, 64)
 
 
 def test_the_room_is_kept_to(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
