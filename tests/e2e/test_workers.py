@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,9 @@ def worker(server: Server, deployed: None, tmp_path_factory: pytest.TempPathFact
         yield worker
 
 
-def checkpoints(workplace: Workplace) -> set[Path]:
-    """Whole checkpoints of unfinished trainings."""
-    return set(workplace.folder.glob("store/work/train-*/checkpoints/*/complete"))
-
-
-def elsewhere(server: Server, code: str, *words: str) -> None:
-    """Run code in a process that knows the server, as the end of another training would."""
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr[-6000:]
+def in_training(workplace: Workplace) -> Path | None:
+    """The newest whole checkpoint of an unfinished training."""
+    return next(iter(sorted(workplace.folder.glob("store/work/train-*/checkpoints/*/complete"))), None)
 
 
 def test_a_deployment_s_run_takes_what_is_there_and_shows_it(
@@ -84,58 +76,21 @@ def test_a_deployment_s_run_takes_what_is_there_and_shows_it(
 def test_cancelling_in_training_leaves_no_process(
     server: Server, worker: Worker, workplace: Workplace, finished: dict[str, Any]
 ) -> None:
-    known = checkpoints(workplace)
     run_id = server.start(SMOKE, settings(workplace, max_steps=500, seed=1))
-    assert wait_for(lambda: checkpoints(workplace) - known), server.logs(run_id)
+    assert wait_for(lambda: in_training(workplace)), server.logs(run_id)
     cancelled = server.cli("flow-run", "cancel", run_id)
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert server.wait_final(run_id) == "CANCELLED", server.logs(run_id)
     assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
-    assert checkpoints(workplace) - known, "what was learnt so far is kept"
+    checkpoint = in_training(workplace)
+    assert checkpoint is not None, "what was learnt so far is kept"
 
 
-@pytest.fixture(scope="module")
-def watched(server: Server) -> Iterator[None]:
-    """The automation that finds lost runs, with the shortest silence that heartbeats of 30 s allow."""
-    elsewhere(server, ENSURE_ZOMBIES)
-    yield
-    done = server.cli("automation", "delete", ZOMBIES)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A run in training whose machine is gone; another has taken its place."""
-
-    run_id: str
-    parameters: dict[str, Any]
-    training: str
-    """Name of the training's folder."""
-    published: dict[Path, int]
-
-
-def published(workplace: Workplace) -> dict[Path, int]:
-    """When each finished artifact was written."""
-    return {path: path.stat().st_mtime_ns for path in workplace.folder.glob("store/*/*/manifest.json")}
-
-
-@pytest.fixture(scope="module")
-def lost(server: Server, worker: Worker, workplace: Workplace, watched: None) -> Lost:
-    """Kill -9 of worker and run. Its silence passes while the tests of other deployments run, whose slots are free."""
-    known = checkpoints(workplace)
-    parameters = settings(workplace, seed=2, max_steps=20)
-    parameters["games"]["seed"] = 2
-    run_id = server.start(SMOKE, parameters)
-    started = wait_for(lambda: checkpoints(workplace) - known)
-    assert started, server.logs(run_id)
-    worker.kill()
-    assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
-    worker.start()
-    return Lost(run_id, parameters, next(iter(started)).parents[2].name, published(workplace))
-
-
-def test_a_lost_machine_s_run_leaves_no_process(workplace: Workplace, lost: Lost) -> None:
-    assert not workplace.processes()
+def elsewhere(server: Server, code: str, *words: str) -> None:
+    """Run code in a process that knows the server, as the end of another training would."""
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, env=server.env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr[-6000:]
 
 
 @pytest.fixture
@@ -245,13 +200,40 @@ def test_a_schedule_fires(server: Server, worker: Worker, tmp_path: Path) -> Non
     server.cli("deployment", "delete", "tick/tick")
 
 
-def test_a_lost_machine_s_run_is_found_and_the_next_goes_on(server: Server, workplace: Workplace, lost: Lost) -> None:
-    """The run is marked, its slot is free, training goes on."""
-    assert server.wait_final(lost.run_id, timeout_s=300) == "CRASHED"
-    assert "no heartbeat for 60 s" in server.get(f"/flow_runs/{lost.run_id}")["state"]["message"]
-    again = server.start(SMOKE, lost.parameters)
+@pytest.fixture
+def watched(server: Server) -> Iterator[None]:
+    """The automation that finds lost runs, with the shortest silence that heartbeats of 30 s allow."""
+    elsewhere(server, ENSURE_ZOMBIES)
+    yield
+    done = server.cli("automation", "delete", ZOMBIES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def published(workplace: Workplace) -> dict[Path, int]:
+    """When each finished artifact was written."""
+    return {path: path.stat().st_mtime_ns for path in workplace.folder.glob("store/*/*/manifest.json")}
+
+
+def test_a_lost_machine_s_run_is_found_and_the_next_goes_on(
+    server: Server, worker: Worker, workplace: Workplace, watched: None
+) -> None:
+    """Kill -9 of worker and run: no process is left, the run is marked, its slot is free, training goes on."""
+    known = set(workplace.folder.glob("store/work/train-*/checkpoints/*/complete"))
+    parameters = settings(workplace, seed=2, max_steps=20)
+    parameters["games"]["seed"] = 2
+    lost = server.start(SMOKE, parameters)
+    started = wait_for(lambda: set(workplace.folder.glob("store/work/train-*/checkpoints/*/complete")) - known)
+    assert started, server.logs(lost)
+    worker.kill()
+    assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
+    before = published(workplace)
+    worker.start()
+    assert server.wait_final(lost, timeout_s=300) == "CRASHED"
+    assert "no heartbeat for 60 s" in server.get(f"/flow_runs/{lost}")["state"]["message"]
+    again = server.start(SMOKE, parameters)
     assert server.wait_final(again) == "COMPLETED", server.logs(again)
-    assert published(workplace).items() >= lost.published.items(), "finished stages were computed again"
-    log = (workplace.folder / f"logs/train-speaker-{lost.training.rpartition('-')[2]}.log").read_text(encoding="utf-8")
+    assert published(workplace).items() >= before.items(), "finished stages were computed again"
+    training = next(iter(started)).parents[2].name
+    log = (workplace.folder / f"logs/train-speaker-{training.rpartition('-')[2]}.log").read_text(encoding="utf-8")
     assert "training goes on from checkpoint-" in log
     assert wait_for(lambda: not workplace.processes(), timeout_s=150), workplace.processes()
