@@ -5,6 +5,7 @@ does not. Both judge the same texts, so that the gap between them is that code, 
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -89,7 +90,7 @@ def summarise(judgements: Sequence[Judgement | None], targets: Sequence[int]) ->
     return numbers
 
 
-class Measurement(TrainerCallback):
+class Measurement(TrainerCallback, ABC):
     """Something that is measured now and then after a step, and logged with it; training does not notice.
 
     On SIGTERM it is given up, and made up for when training goes on from that step: the step's row of metrics is then
@@ -135,13 +136,13 @@ class Measurement(TrainerCallback):
         with self._trainer._clock.measure("held_out"):
             return self._measure(state)
 
+    @abstractmethod
     def _measure(self, state: TrainerState) -> dict[str, float]:
         """Measure; returns the metrics, in the main process at least.
 
         Raises:
             StoppedError: If training is to stop.
         """
-        raise NotImplementedError
 
     def _is_due(self, state: TrainerState) -> bool:
         step = state.global_step

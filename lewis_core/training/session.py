@@ -89,21 +89,31 @@ def run_training(
             trainer.add_callback(watcher(trainer))
         trainer.add_callback(stop)
         trainer.meeting.stop = stop.flag
-        if checkpoint:
-            logger.info("training goes on from %s", checkpoint.name)
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except OUTAGES:
-            trainer.save_last_step()
-            logger.error("the listener is gone; the model is saved after step %d", trainer.state.global_step)
-            raise
-        except StoppedError:
-            trainer.save_last_step()
-            stop.stopped = True
-    if stop.stopped:
+        was_given_up = _train_from(trainer, checkpoint)
+    if stop.stopped or was_given_up:
         logger.warning("stopped by a signal; training goes on after step %d", trainer.state.global_step)
         raise SystemExit(EXIT_STOPPED)
     return write_results(trainer, config, output_dir, work_dir, facts, lineage or {})
+
+
+def _train_from(trainer: "SpeakerTrainer", checkpoint: Path | None) -> bool:
+    """Train; returns whether a step was given up because training is to stop. The step before it is saved then.
+
+    Raises:
+        ListenerUnavailableError: If a reward's listener is lost; the last step is saved before.
+    """
+    if checkpoint:
+        logger.info("training goes on from %s", checkpoint.name)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except OUTAGES:
+        trainer.save_last_step()
+        logger.error("the listener is gone; the model is saved after step %d", trainer.state.global_step)
+        raise
+    except StoppedError:
+        trainer.save_last_step()
+        return True
+    return False
 
 
 def build_trainer_of(
