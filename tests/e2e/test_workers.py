@@ -156,14 +156,14 @@ def test_a_registered_checkpoint_is_evaluated_once(
     """Registration announces it, the announcement starts a run; told again, nothing is evaluated again."""
     adapter = train_another(workplace)
     elsewhere(server, REGISTER, str(workplace.folder), finished["mlflow_uri"], adapter.model_dump_json())
-    assert wait_for(lambda: server.runs(TRIGGERED), 90), "the announcement started no run"
+    assert wait_for(lambda: server.runs(TRIGGERED)), "the announcement started no run"
     first = str(server.runs(TRIGGERED)[0]["id"])
     assert server.wait_final(first) == "COMPLETED", server.logs(first)
     assert descriptions_started(workplace, "lewis-speaker 2") == 1
     tags = MlflowClient(finished["mlflow_uri"]).get_model_version("lewis-speaker", "2").tags
     assert {"lewis.evaluation", "lewis.game_accuracy", "lewis.independent_game_accuracy"} <= set(tags)
     elsewhere(server, ANNOUNCE, adapter.digest)
-    assert wait_for(lambda: len(server.runs(TRIGGERED)) > 1, 90), "the second announcement started no run"
+    assert wait_for(lambda: len(server.runs(TRIGGERED)) > 1), "the second announcement started no run"
     second = str(server.runs(TRIGGERED)[-1]["id"])
     assert server.wait_final(second) == "COMPLETED", server.logs(second)
     assert descriptions_started(workplace, "lewis-speaker 2") == 1
@@ -196,7 +196,7 @@ def test_a_schedule_fires(server: Server, worker: Worker, tmp_path: Path) -> Non
     (tmp_path / "prefect.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     done = server.cli("deploy", "--all", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in server.runs("tick")), 120)
+    assert wait_for(lambda: any(run["state_type"] == "COMPLETED" for run in server.runs("tick")))
     server.cli("deployment", "delete", "tick/tick")
 
 
