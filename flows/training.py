@@ -5,6 +5,7 @@ import os
 from flows import steps
 from lewis_core import pipeline
 from lewis_core.artifacts import ArtifactRef
+from lewis_core.config.base import ModelRef
 from lewis_core.config.grpo import GrpoConfig
 from lewis_core.config.training import TrainSpeakerConfig
 from lewis_core.errors import ConfigError
@@ -23,10 +24,27 @@ def train_speaker(run: PipelineRun, dataset: ArtifactRef) -> ArtifactRef:
     listener = run.service(steps.LISTENER, config.listener) if config.rewards.listener.weight > 0 else None
     held_out = run.service(steps.INDEPENDENT, config.held_out_listener) if config.held_out_listener else None
     result = run.stage(pipeline.TRAIN_SPEAKER, service=listener, held_out=held_out, dataset=dataset, config=config)
-    asked = (config.listener, config.held_out_listener)
-    run.stop_services(keep=[ref for ref in steps.evaluation_models(run) if ref in asked])
+    run.stop_services(keep=useful_later(run, config))
     publish(run, pipeline.TRAIN_SPEAKER, result, config)
     return result
+
+
+def useful_later(run: PipelineRun, config: TrainSpeakerConfig) -> list[ModelRef]:
+    """Models that evaluations ask next, and whose services have room to keep what they have read.
+
+    Those beside the training had none (:func:`tasks.services.told_beside_training`), and are better started again.
+    """
+    wanted = [ref for ref in steps.evaluation_models(run) if ref in (config.listener, config.held_out_listener)]
+    has_number = run.config.run.runtime.prompt_cache_mib is not None
+    return [ref for ref in wanted if has_number or ref not in services_beside(run, config, steps.LISTENER)]
+
+
+def services_beside(run: PipelineRun, config: TrainSpeakerConfig, role: str) -> list[ModelRef]:
+    """Models that a training asks and whose services share a GPU with it; ``role`` is its listener's."""
+    asked = {role: config.listener} if config.rewards.listener.weight > 0 else {}
+    if config.held_out_listener is not None:
+        asked[steps.INDEPENDENT] = config.held_out_listener
+    return run.beside(pipeline.TRAIN_SPEAKER, {"config": config}, asked)
 
 
 def check_speaker(
@@ -45,10 +63,7 @@ def check_speaker(
         LewisError: What is wrong, and what to do.
     """
     check_machines(config, os.environ, run.config.run.services, [role])
-    asked = {role: config.listener} if config.rewards.listener.weight > 0 else {}
-    if config.held_out_listener is not None:
-        asked[steps.INDEPENDENT] = config.held_out_listener
-    beside = run.beside(pipeline.TRAIN_SPEAKER, {"config": config}, asked)
+    beside = services_beside(run, config, role)
     run.stage(pipeline.CHECK_TRAINING, label=label, dataset=dataset, config=config, beside=beside)
 
 

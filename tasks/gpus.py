@@ -29,7 +29,7 @@ POLL_S, FENCE_TRY_S = 0.2, 5.0
 DRIVER = Path("/proc/driver/nvidia/gpus")
 SERVICE_GPUS = 1
 """GPUs of a model service."""
-Kind = Literal["stage", "service"]
+Kind = Literal["stage", "training", "service"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,11 @@ class GpuPool:
             return 0
         return services if self._config.services == "shared" else max(0, services - (len(self._gpus) - stage_gpus))
 
+    def trains_on(self, names: Sequence[str]) -> bool:
+        """Whether a training of this run has one of some GPUs."""
+        with self._lock:
+            return any("training" in self._held[name].users for name in names if name in self._held)
+
     @contextlib.contextmanager
     def lease(self, count: int, what: str, kind: Kind = "stage") -> Iterator[tuple[str, ...]]:
         """Have GPUs for a while.
@@ -109,7 +114,8 @@ class GpuPool:
         Args:
             count: How many.
             what: What they are for, for the log.
-            kind: A stage never shares with another stage; a service may share with anything of its run.
+            kind: A stage never shares with another stage, nor a training, which is one; a service may share with
+                anything of its run.
 
         Yields:
             Their names for CUDA_VISIBLE_DEVICES; nothing if this run uses none.
@@ -168,7 +174,7 @@ class GpuPool:
             return self._use([*fresh, *shared[: count - len(fresh)]], kind)
 
     def _may_share(self, gpu: Gpu, kind: Kind) -> bool:
-        return kind == "service" or "stage" not in self._held[gpu.name].users
+        return kind == "service" or not {"stage", "training"}.intersection(self._held[gpu.name].users)
 
     def _use(self, gpus: list[Gpu], kind: Kind) -> list[Gpu]:
         for gpu in gpus:

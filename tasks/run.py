@@ -32,7 +32,7 @@ from tasks.policy import policy_of
 from tasks.processes import process_scope
 from tasks.prometheus import RunGauges
 from tasks.replicas import ExternalService, Replicas, Service
-from tasks.services import ModelService, listener_command
+from tasks.services import ModelService, listener_command, told_beside_training
 from tasks.stage import Opaque, StageCall, has_gpu, stage_task, title
 from tasks.tracking import Tracker, tracking_uri
 from tasks.training_launch import RENDEZVOUS, dismiss
@@ -186,6 +186,7 @@ class PipelineRun(Generic[ConfigT]):
                 self.log_dir / f"service-{name}.log",
                 config.listener_start_timeout_s,
                 self.gpus,
+                told_beside_training(config.runtime),
             )
             for name in names
         ]

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -32,8 +32,9 @@ def listener_command(ref: ModelRef, image_root: Path, runtime: Runtime, port: in
     command += ["--image-root", str(image_root), "--port", str(port), "--device", runtime.device]
     command += ["--workers", str(runtime.num_workers), "--batch-size", str(runtime.batch_size)]
     command += ["--vision-cache-mib", str(runtime.vision_cache_mib)]
-    command += ["--prompt-cache-mib", str(runtime.prompt_cache_mib)]
     command += ["--drain-s", "4"]  # of the 10 s that a guard gives
+    if runtime.prompt_cache_mib is not None:
+        command += ["--prompt-cache-mib", str(runtime.prompt_cache_mib)]
     if runtime.batch_tokens is not None:
         command += ["--batch-tokens", str(runtime.batch_tokens)]
     if runtime.compile_layers:
@@ -41,6 +42,15 @@ def listener_command(ref: ModelRef, image_root: Path, runtime: Runtime, port: in
     if runtime.torch_threads is not None:
         command += ["--threads", str(runtime.torch_threads)]
     return command
+
+
+def told_beside_training(runtime: Runtime) -> list[str]:
+    """What a service is told besides where a training has its GPU.
+
+    It keeps no keys and values of photos, unless the settings say how much: it starts before the training, which plans
+    by the memory that it finds free.
+    """
+    return ["--prompt-cache-mib", "0"] if runtime.prompt_cache_mib is None else []
 
 
 def free_port() -> int:
@@ -60,11 +70,20 @@ class ModelService:
         log: File that gets its output.
         ready_s: Longest wait until it is ready.
         gpus: Where it takes a GPU from while it runs; ``None``: it needs none.
+        beside_training: Added to the command line where a training has that GPU.
     """
 
-    def __init__(self, name: str, command: Command, log: Path, ready_s: float, gpus: GpuPool | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Command,
+        log: Path,
+        ready_s: float,
+        gpus: GpuPool | None = None,
+        beside_training: Sequence[str] = (),
+    ) -> None:
         self.name, self.log = name, log
-        self._command, self._ready_s = command, ready_s
+        self._command, self._ready_s, self._beside_training = command, ready_s, beside_training
         self._gpus, self._lease = gpus, contextlib.ExitStack()
         self._process: Process | None = None
         self._url = ""
@@ -87,7 +106,8 @@ class ModelService:
                     names = (
                         lease.enter_context(self._gpus.lease(SERVICE_GPUS, self.name, "service")) if self._gpus else ()
                     )
-                    self._start(cuda_environment(names))
+                    is_beside = self._gpus is not None and self._gpus.trains_on(names)
+                    self._start(cuda_environment(names), self._beside_training if is_beside else ())
                     self._lease = lease.pop_all()
             return self._url
 
@@ -99,11 +119,11 @@ class ModelService:
                 self._process = None
             self._lease.close()
 
-    def _start(self, environment: Mapping[str, str]) -> None:
+    def _start(self, environment: Mapping[str, str], told: Sequence[str]) -> None:
         for attempt in range(PORT_TRIES):
             port = free_port()
             self._url = f"http://127.0.0.1:{port}"
-            self._process = Process(self.name, self._command(port), self.log, env=environment)
+            self._process = Process(self.name, [*self._command(port), *told], self.log, env=environment)
             try:
                 self._wait_ready(self._process)
                 return

@@ -34,7 +34,7 @@ from lewis_core.records import JsonObject
 from lewis_core.stages import Stage, find_result, module_file, run_stage, stage_key
 from lewis_core.threads import WAITING
 from tasks.events import Gauged, StageEvents
-from tasks.gpus import cuda_environment
+from tasks.gpus import Kind, cuda_environment
 from tasks.launch import EXIT_LISTENER_LOST, LaunchSpec
 from tasks.policy import can_retry, grace_of, policy_of, timeout_of, training_of
 from tasks.processes import TIMED_OUT, run_process
@@ -159,7 +159,8 @@ def perform_stage(stage: Stage, arguments: Mapping[str, object], call: StageCall
             get_run_logger().info("%s: nothing to do, %s is there", name, found.path)
             return found
         # Whoever has the turn has its GPUs and its service already, so nobody waits for somebody who waits.
-        with run.gpus.lease(policy_of(stage).num_gpus(arguments), name) as gpus:
+        kind: Kind = "training" if training_of(stage, arguments) else "stage"
+        with run.gpus.lease(policy_of(stage).num_gpus(arguments), name, kind) as gpus:
             values = runtime_values(call)
             with try_lock(lock) or contextlib.nullcontext() as is_mine:
                 if is_mine is not None:

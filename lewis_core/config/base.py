@@ -115,9 +115,10 @@ class Runtime(FrozenConfig):
     vision_cache_mib: int = Field(default=2048, ge=0)
     """Memory of the device for vision features of a model that answers: an image takes 2 bytes × visual tokens × width
     of the language model in bfloat16 (7B, 1024 tokens: 7 MiB). Metrics show whether it suffices."""
-    prompt_cache_mib: int = Field(default=0, ge=0)
+    prompt_cache_mib: int | None = Field(default=None, ge=0)
     """Memory of the device for keys and values of photos of a model that answers: a photo that comes again is not
-    computed again. A token takes 56 KiB for Qwen2-VL-7B, 28 KiB for 2B. 0 keeps none."""
+    computed again. A token takes 56 KiB for Qwen2-VL-7B, 28 KiB for 2B. 0 keeps none; ``None``: a quarter of what is
+    free on a GPU once the model is loaded, and none on a CPU, or for a service on a GPU that a training has."""
     compile_layers: bool = False
     """Compile norms and MLPs of the model. On a GPU it takes about a minute at the start of each process, and
     pays in long ones; on a CPU it seldom does."""

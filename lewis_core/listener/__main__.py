@@ -72,7 +72,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="completions that are written together")
     parser.add_argument("--batch-tokens", type=int, help="tokens of one forward pass that scores or answers")
     parser.add_argument("--vision-cache-mib", type=int, default=2048, help="memory for vision features of images")
-    parser.add_argument("--prompt-cache-mib", type=int, default=0, help="memory for keys and values of photos")
+    parser.add_argument(
+        "--prompt-cache-mib",
+        type=int,
+        help="memory for keys and values of photos; by default a quarter of what is free on a GPU, and none on a CPU",
+    )
     parser.add_argument("--compile-layers", action="store_true", help="compile norms and MLPs: pays in long runs")
     parser.add_argument("--drain-s", type=float, default=20.0, help="longest wait for answers after SIGTERM")
     for name in LIMITS:
@@ -165,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
             if not root.is_dir():
                 raise ConfigError(f"the image root {root} is not a folder")
         images = open_images(args)
-        limits = read_limits(args, ref)
+        limits, runtime = read_limits(args, ref), read_runtime(args)
         listening = bind(args.host, args.port)
     except LewisError as error:
         logger.error("%s", error)
@@ -175,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
         reason = "address already in use; end what listens there, or give another --port" if taken else error.strerror
         logger.error("cannot listen on %s port %d: %s", args.host, args.port, reason)
         return PORT_TAKEN if taken else 2
-    return _serve(args, ref, images, access, limits, listening)
+    return _serve(args, ref, images, access, limits, runtime, listening)
 
 
 def open_images(args: argparse.Namespace) -> "ImageFolder":
@@ -205,6 +209,27 @@ def read_limits(args: argparse.Namespace, ref: ModelRef) -> ServiceLimits:
         raise ConfigError(f"impossible limits: {error}") from error
 
 
+def read_runtime(args: argparse.Namespace) -> Runtime:
+    """How the model runs.
+
+    Raises:
+        ConfigError: If a setting is impossible.
+    """
+    try:
+        return Runtime(
+            device=args.device,
+            num_workers=args.workers,
+            torch_threads=args.threads,
+            batch_size=args.batch_size,
+            batch_tokens=args.batch_tokens,
+            vision_cache_mib=args.vision_cache_mib,
+            prompt_cache_mib=args.prompt_cache_mib,
+            compile_layers=args.compile_layers,
+        )
+    except ValueError as error:
+        raise ConfigError(f"impossible settings: {error}") from error
+
+
 def _tokens(args: argparse.Namespace) -> tuple[str, ...]:
     return read_tokens(args.token_file, args.token_env, args.host)
 
@@ -215,22 +240,13 @@ def _serve(
     images: "ImageFolder",
     access: Access,
     limits: ServiceLimits,
+    runtime: Runtime,
     listening: socket.socket,
 ) -> int:
     from lewis_core.listener.server import make_server
     from lewis_core.listener.service import create_app
 
     failures: list[int] = []
-    runtime = Runtime(
-        device=args.device,
-        num_workers=args.workers,
-        torch_threads=args.threads,
-        batch_size=args.batch_size,
-        batch_tokens=args.batch_tokens,
-        vision_cache_mib=args.vision_cache_mib,
-        prompt_cache_mib=args.prompt_cache_mib,
-        compile_layers=args.compile_layers,
-    )
 
     def load(chosen: ModelRef = ref) -> "AnsweringModel":
         from lewis_core.models.vlm import open_model

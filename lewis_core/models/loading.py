@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -36,6 +37,13 @@ def resolve_device(runtime: Runtime) -> torch.device:
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ModelError("device 'cuda' was asked for, but torch finds no GPU; set device to 'auto' or 'cpu'")
     return torch.device("cuda" if runtime.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return float(psutil.virtual_memory().available)
 
 
 def resolve_dtype(ref: ModelRef, device: torch.device) -> torch.dtype:

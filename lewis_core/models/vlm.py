@@ -6,6 +6,7 @@ question (:mod:`lewis_core.models.plain`). Results do not depend on the engine o
 rounding.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lewis_core.models.adapters import describe_ref
 from lewis_core.models.answers import YES_NO, answer_token_ids
 from lewis_core.models.engine import Engine, Text, read_frame
 from lewis_core.models.images import ImageFolder, ImageSource
+from lewis_core.models.loading import free_bytes, load_model
 from lewis_core.models.pairs import PairedImages
 from lewis_core.models.plain import PlainEngine
 from lewis_core.models.sampling import Sampling
@@ -35,8 +37,11 @@ from lewis_core.models.shared_prefix import EngineOptions, SharedPrefixEngine
 from lewis_core.prompts import PromptSet, prompt_set
 from lewis_core.seeding import stable_seed
 
+logger = logging.getLogger(__name__)
 READ_ROWS = 256
 """Rows of logits that are turned to float32 at once: a row has as many numbers as the vocabulary has tokens."""
+KEPT_SHARE = 0.25
+"""Of a GPU's free memory, for keys and values of photos: four services of one GPU leave each other room."""
 Choices = tuple[str, ...]
 
 
@@ -197,23 +202,49 @@ def open_model(ref: ModelRef, runtime: Runtime, images: Path | ImageSource) -> V
     Raises:
         ModelError: If it cannot be loaded.
     """
-    from lewis_core.models.loading import load_model
-
     model, processor = load_model(ref, runtime)
+    vision_bytes = runtime.vision_cache_mib << 20
     options = EngineOptions(
         batch_size=runtime.batch_size,
         batch_tokens=runtime.batch_tokens,
         num_workers=runtime.num_workers,
-        cache_bytes=runtime.vision_cache_mib << 20,
-        prompt_bytes=runtime.prompt_cache_mib << 20,
+        cache_bytes=vision_bytes,
+        prompt_bytes=prompt_bytes(runtime.prompt_cache_mib, model.device, vision_bytes),
     )
     source = PairedImages(ImageFolder(images) if isinstance(images, Path) else images)
-    return VisionLanguageModel(
+    opened = VisionLanguageModel(
         *(model, processor, prompt_set(ref.prompts), source),
         engine=ref.engine,
         options=options,
         serves=describe_ref(ref),
     )
+    if kept := opened.prompt_cache():
+        logger.info("%s: up to %d MiB for keys and values of photos", ref.path, kept.max_bytes >> 20)
+    return opened
+
+
+def prompt_bytes(asked_mib: int | None, device: torch.device, vision_bytes: int) -> int:
+    """Memory for keys and values of photos, once a model's weights are on its device.
+
+    Args:
+        asked_mib: What the settings say; ``None`` leaves it to the device: a CPU is better off without any where photos
+            are small, and a GPU gives a share of what is free.
+        device: The model's.
+        vision_bytes: What vision features may take of the free memory.
+    """
+    if asked_mib is None and device.type != "cuda":
+        return 0
+    free = max(0, int(free_bytes(device)) - vision_bytes)
+    if asked_mib is None:
+        return int(KEPT_SHARE * free)
+    asked = asked_mib << 20
+    if asked > free:
+        logger.warning(
+            "prompt_cache_mib = %d, but %d MiB of memory are free beside vision features: what is kept will be dropped "
+            "when memory runs out",
+            *(asked_mib, free >> 20),
+        )
+    return asked
 
 
 def _log_probs(logits: Tensor, choices: Sequence[Sequence[int]]) -> Tensor:

@@ -4,13 +4,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from lewis_core.config.grpo import GrpoConfig
 from lewis_core.models.features import backbone
+from lewis_core.models.loading import free_bytes
 
 logger = logging.getLogger(__name__)
 USED_SHARE = 0.75
@@ -117,10 +117,3 @@ def report(found: Estimate, chosen: Plan) -> str:
         f"{with_it:.2f} GiB with it, "
         f"{found.free / gib:.1f} GiB free, of which {USED_SHARE:.0%} may be used"
     )
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory that is free on a device."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return float(psutil.virtual_memory().available)

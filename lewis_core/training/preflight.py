@@ -122,7 +122,8 @@ def _tell_memory(
         )
         logger.warning(told)
         return told
-    services = sum(service_bytes(ref, runtime.vision_cache_mib + runtime.prompt_cache_mib) for ref in beside)
+    cache_mib = runtime.vision_cache_mib + (runtime.prompt_cache_mib or 0)  # unasked, services beside it keep no keys
+    services = sum(service_bytes(ref, cache_mib) for ref in beside)
     found: Footprint = estimate_footprint(config, shape, photos, runtime.vision_cache_mib, services)
     gpus = gpu_bytes() if runtime.device != "cpu" else []
     here = f"{len(gpus)} GPU{'s' * (len(gpus) > 1)} of {min(gpus) / GIB:.0f} GiB here" if gpus else "no GPU here"

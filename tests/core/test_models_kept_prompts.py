@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.listener.schemas import ChoiceItem, GenerateItem, Question, ScoreGame
-from lewis_core.models import packing
+from lewis_core.models import packing, vlm
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.kept_prompts import KeptPrompt, common_length
 from lewis_core.models.loading import load_model, use_engine
@@ -235,3 +235,42 @@ def test_settings_reach_the_engine(world: World) -> None:
     assert_same(odds(eager, game(FIRST)), odds(model, game(FIRST)))
     assert eager.prompt_cache() is None
     assert open_model(world.ref, Runtime(device="cpu"), world.folder).prompt_cache() is None
+
+
+@pytest.mark.parametrize(
+    ("device", "asked_mib", "expected", "warned"),
+    [
+        pytest.param("cpu", None, 0, False, id="no-room-of-a-cpu-unasked"),
+        pytest.param("cpu", 3, 3 << 20, False, id="cpu"),
+        pytest.param("cuda", None, 2 << 20, False, id="a-quarter-of-what-vision-features-leave"),
+        pytest.param("cuda", 0, 0, False, id="none"),
+        pytest.param("cuda", 7, 7 << 20, False, id="a-number-decides"),
+        pytest.param("cuda", 9, 9 << 20, True, id="more-than-there-is"),
+    ],
+)
+def test_how_much_room_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    asked_mib: int | None,
+    expected: int,
+    warned: bool,
+) -> None:
+    """10 MiB are free, of which vision features may take 2."""
+    monkeypatch.setattr(vlm, "free_bytes", lambda _: float(10 << 20))
+    assert vlm.prompt_bytes(asked_mib, torch.device(device), 2 << 20) == expected
+    assert ("8 MiB of memory are free" in caplog.text) is warned
+    assert vlm.prompt_bytes(None, torch.device(device), 20 << 20) == 0
+
+
+def test_the_room_is_chosen_once_the_weights_are_there_and_said(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU is faked by a CPU that says what a GPU would."""
+    caplog.set_level("INFO", "lewis_core.models.vlm")
+    chosen: list[Any] = []
+    monkeypatch.setattr(vlm, "prompt_bytes", lambda *asked: chosen.append(asked) or 5 << 20)
+    opened = open_model(world.ref, Runtime(device="cpu", vision_cache_mib=3), world.folder)
+    assert chosen == [(None, torch.device("cpu"), 3 << 20)]
+    assert opened.prompt_cache().max_bytes == 5 << 20
+    assert f"{world.checkpoint}: up to 5 MiB for keys and values of photos" in caplog.text

@@ -398,6 +398,19 @@ def test_a_foreign_adapter_is_refused(world: Path, tmp_path: Path) -> None:
         check_training(settings(world, model=model), speaker_rows(), RUNTIME)
 
 
+@pytest.mark.parametrize(("number", "counted_mib"), [(None, 64), (0, 64), (2048, 64 + 2048)])
+def test_services_beside_a_training_are_counted_with_what_they_keep(
+    world: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, counted_mib: int
+) -> None:
+    """Unasked, a service keeps no keys and values there (``tests/orchestration/test_services.py``)."""
+    counted: list[int] = []
+    monkeypatch.setattr(preflight, "service_bytes", lambda _, cache_mib: counted.append(cache_mib) or 3 * 2.0**30)
+    runtime = RUNTIME.model_copy(update={"vision_cache_mib": 64, "prompt_cache_mib": number})
+    found = check_training(settings(world), speaker_rows(), runtime, [ModelRef(path="pocket:listener")] * 2)
+    assert counted == [counted_mib] * 2
+    assert "model services on the same GPU 6.0" in found["memory"]
+
+
 def test_an_adapter_that_the_settings_do_not_describe_is_refused(world: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -17,7 +17,7 @@ import pytest
 from lewis_core.config.gpus import GpuConfig
 from lewis_core.errors import ConfigError, ProcessError
 from tasks import gpus
-from tasks.gpus import GpuPool, cuda_environment, driver_cards, find_gpus
+from tasks.gpus import GpuPool, Kind, cuda_environment, driver_cards, find_gpus
 from tasks.processes import process_scope
 from tasks.turns import holder, try_lock, turn
 
@@ -202,8 +202,10 @@ def test_many_threads_of_two_runs_share_two_gpus_without_a_clash(tmp_path: Path)
 
 def test_a_service_shares_with_its_run_if_none_is_free(tmp_path: Path) -> None:
     own = pool(tmp_path, (0,))
-    with own.lease(1, "training") as stage, own.lease(1, "listener", "service") as service:
+    with own.lease(1, "training", "training") as stage, own.lease(1, "listener", "service") as service:
         assert stage == service == ("0",)
+        assert own.trains_on(service)
+    assert not own.trains_on(service)
     left = try_lock(tmp_path / "gpu0.lock")
     assert left is not None, "not everything was given back"
     left.close()
@@ -227,9 +229,10 @@ def test_a_stage_follows_a_service_onto_its_gpu_and_keeps_it(tmp_path: Path) -> 
         assert names == ("0",)
 
 
-def test_two_stages_of_a_run_do_not_share(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["stage", "training"])
+def test_two_stages_of_a_run_do_not_share(tmp_path: Path, kind: Kind) -> None:
     own = pool(tmp_path, (0,), max_wait_s=0.2)
-    with own.lease(1, "a"), pytest.raises(ProcessError, match="this run has them all"), own.lease(1, "b"):
+    with own.lease(1, "a", kind), pytest.raises(ProcessError, match="this run has them all"), own.lease(1, "b"):
         pass
 
 

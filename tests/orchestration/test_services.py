@@ -2,16 +2,26 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
 
+from flows.training import useful_later
+from lewis_core import pipeline
 from lewis_core.config.base import ModelRef, Runtime
-from lewis_core.errors import ListenerError, ProcessError
-from lewis_core.listener.__main__ import parse_arguments, read_model_ref
+from lewis_core.config.gpus import GpuConfig
+from lewis_core.config.pipeline import PipelineConfig
+from lewis_core.errors import ConfigError, ListenerError, ProcessError
+from lewis_core.listener.__main__ import parse_arguments, read_model_ref, read_runtime
+from lewis_core.stages import Stage
 from tasks import services
+from tasks.gpus import GpuPool
 from tasks.processes import process_scope
+from tasks.run import PipelineRun
 from tasks.services import Command, ModelService, listener_command
+from tasks.stage import StageCall, perform_stage
 from tests.orchestration.stand_ins import stand_in_command
 
 
@@ -37,13 +47,65 @@ def test_a_service_s_command_line_carries_its_settings(tmp_path: Path) -> None:
         vision_cache_mib=8,
         prompt_cache_mib=9,
     )
-    arguments = parse_arguments(listener_command(ref, tmp_path, runtime, 9000)[3:])
-    assert read_model_ref(arguments.model, arguments.engine) == ref
-    assert (arguments.workers, arguments.threads, arguments.batch_size) == (3, 5, 7)
-    assert (arguments.batch_tokens, arguments.compile_layers) == (4096, True)
-    assert (arguments.vision_cache_mib, arguments.prompt_cache_mib) == (8, 9)
-    bare = parse_arguments(listener_command(ref, tmp_path, Runtime(), 9000)[3:])
-    assert (bare.batch_tokens, bare.threads, bare.compile_layers) == (None, None, False)
+    for said in (runtime, runtime.model_copy(update={"prompt_cache_mib": 0}), Runtime()):
+        arguments = parse_arguments(listener_command(ref, tmp_path, said, 9000)[3:])
+        assert read_model_ref(arguments.model, arguments.engine) == ref
+        assert read_runtime(arguments) == said
+
+
+@pytest.mark.parametrize("option", ["--prompt-cache-mib", "--vision-cache-mib", "--batch-tokens"])
+def test_impossible_settings_are_refused(option: str) -> None:
+    arguments = parse_arguments(["--model", "x", "--image-root", ".", "--port", "0", option, "-1"])
+    with pytest.raises(ConfigError, match=f"impossible settings: (?s:.*){option[2:].replace('-', '_')}"):
+        read_runtime(arguments)
+
+
+TOLD = ["--prompt-cache-mib", "0"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "cards", "number", "told"),
+    [
+        pytest.param(pipeline.TRAIN_SPEAKER, (0,), None, TOLD, id="beside-a-training"),
+        pytest.param(pipeline.TRAIN_SPEAKER, (0,), 512, [], id="a-number-decides"),
+        pytest.param(pipeline.TRAIN_SPEAKER, (0, 1), None, [], id="a-gpu-of-its-own"),
+        pytest.param(pipeline.EMBED_IMAGES, (0,), None, [], id="beside-another-stage"),
+    ],
+)
+def test_a_service_keeps_no_keys_on_a_gpu_that_trains(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: PipelineConfig,
+    stage: Stage,
+    cards: tuple[int, ...],
+    number: int | None,
+    told: list[str],
+) -> None:
+    runtime = Runtime(device="cuda", prompt_cache_mib=number)
+    settings = config.model_copy(update={"run": config.run.model_copy(update={"runtime": runtime})})
+    pool = GpuPool(GpuConfig(ids=cards, lock_dir=tmp_path / "gpus"), is_used=True)
+    run: Any = SimpleNamespace(
+        config=settings, gpus=pool, store=SimpleNamespace(root=tmp_path), log_dir=tmp_path, id="run", data_root=None
+    )
+    run.find = lambda *_, **__: None
+    service: Any = PipelineRun._new_service(run, "listener", config.training.listener, tmp_path)
+    started: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(service, "_start", lambda env, more: started.append((env["CUDA_VISIBLE_DEVICES"], list(more))))
+    monkeypatch.setattr("tasks.stage.compute", lambda *_: None)
+    perform_stage(stage, {"config": config.training}, StageCall(run, service=service))
+    assert started == [(str(cards[-1]), told)]
+    service.stop()
+
+
+@pytest.mark.parametrize(("is_shared", "number", "kept"), [(True, None, False), (True, 512, True), (False, None, True)])
+def test_a_service_that_had_no_room_beside_a_training_is_started_again_for_evaluations(
+    config: PipelineConfig, is_shared: bool, number: int | None, kept: bool
+) -> None:
+    run_config = config.run.model_copy(update={"runtime": Runtime(prompt_cache_mib=number)})
+    settings = config.model_copy(update={"run": run_config})
+    run: Any = SimpleNamespace(config=settings, beside=lambda *a: list(a[2].values()) if is_shared else [])
+    training = config.training.model_copy(update={"listener": config.evaluation.answering})
+    assert (useful_later(run, training) == [config.evaluation.answering]) is kept
 
 
 def test_models_are_named_or_described() -> None:
