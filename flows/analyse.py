@@ -24,8 +24,10 @@ def analyse(config: PipelineConfig) -> JsonObject:
         evaluated = steps.evaluate(run, photos, who, steps.describe(run, photos, who))
         found = look_closer(run, photos, evaluated)
         for one in evaluated:
-            found |= ask_more(run, photos, one)
-        run.stop_services()
+            found |= ask_listeners(run, photos, one)
+        run.stop_services()  # what comes now loads models of its own
+        for one in evaluated:
+            found |= ask_more(run, one)
         return {"analyses": outcomes(found), "mlflow_run_id": run.tracker.run_id, **run.facts()}
 
 
@@ -66,22 +68,28 @@ def analysis_paths(found: Mapping[str, ArtifactRef]) -> JsonObject:
     return {"analysis_results": {name: str(ref.path) for name, ref in found.items()}}
 
 
-def ask_more(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
-    """Harder games with every listener, a judge, and asking again with photos, for one speaker."""
+def ask_listeners(run: PipelineRun, photos: Photos, one: Evaluated) -> dict[str, ArtifactRef]:
+    """Harder games with every listener, for one speaker."""
+    if run.config.analyses.bags is None:
+        return {}
+    name = one.speaker.name
+    found = {f"bags {name} {role}": ref for role, ref in play_bags(run, photos, one).items()}
+    if len(found) > 1:
+        listener, other = found.values()
+        found[f"cross-listener {name}"] = run.stage(
+            pipeline.COMPARE_LISTENERS,
+            label=name,
+            listener=listener,
+            other=other,
+            statistics=run.config.evaluation.statistics,
+        )
+    return found
+
+
+def ask_more(run: PipelineRun, one: Evaluated) -> dict[str, ArtifactRef]:
+    """A judge, and asking again with photos, for one speaker."""
     config, name = run.config.analyses, one.speaker.name
     found: dict[str, ArtifactRef] = {}
-    if config.bags is not None:
-        bags = {f"bags {name} {role}": ref for role, ref in play_bags(run, photos, one).items()}
-        found |= bags
-        if len(bags) > 1:
-            listener, other = bags.values()
-            found[f"cross-listener {name}"] = run.stage(
-                pipeline.COMPARE_LISTENERS,
-                label=name,
-                listener=listener,
-                other=other,
-                statistics=run.config.evaluation.statistics,
-            )
     if config.judge is not None:
         found[f"judge {name}"] = run.stage(
             pipeline.JUDGE_DESCRIPTIONS, label=name, descriptions=one.database, config=config.judge
