@@ -1,11 +1,14 @@
 """What the steps of a flow decide from the data."""
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flows import analyse
 from flows.questions import held_out_games
 from flows.steps import Photos, has_questions
 from lewis_core.artifacts import ArtifactRef
@@ -59,3 +62,20 @@ def test_nothing_is_asked_about_held_out_concepts_without_look_alikes(tmp_path: 
     splits = publish_files(tmp_path / "store", "split-concepts", {"splits.json": sides.model_dump_json()})
     run: Any = None  # nothing is run
     assert held_out_games(run, Photos(catalog, splits, embeddings=catalog)) is None
+
+
+def test_stages_that_load_models_of_their_own_find_no_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge of the second speaker would have to fit beside the listeners of the first."""
+    order: list[str] = []
+    run: Any = SimpleNamespace(
+        stop_services=lambda: order.append("end"), tracker=SimpleNamespace(run_id=""), facts=dict
+    )
+    monkeypatch.setattr(analyse, "pipeline_run", lambda *_: nullcontext(run))
+    for name in ("read_photos", "find_trained", "speakers", "describe"):
+        monkeypatch.setattr(analyse.steps, name, lambda *_: None)
+    monkeypatch.setattr(analyse.steps, "evaluate", lambda *_: ["base", "trained"])
+    monkeypatch.setattr(analyse, "look_closer", lambda *_: {})
+    monkeypatch.setattr(analyse, "ask_listeners", lambda *asked: order.append(f"listeners {asked[-1]}") or {})
+    monkeypatch.setattr(analyse, "ask_more", lambda *asked: order.append(f"more {asked[-1]}") or {})
+    analyse.analyse.fn(None)
+    assert order == ["listeners base", "listeners trained", "end", "more base", "more trained"]
