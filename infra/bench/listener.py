@@ -209,7 +209,8 @@ def _run(recorder: Recorder, model: Any, stock: Any, folder: Path, options: Any,
         facts = {"units": len(pairs), "visual_tokens": tokens}
         for arm, ask in arms.items():
             _measure(recorder, arm, ask, results, repeats=options.repeats, **facts)
-        recorder.profile("listener", arms["ours, in process"], visual_tokens=tokens)
+        for arm in list(arms)[1:]:
+            recorder.profile(f"listener, {arm}", arms[arm], visual_tokens=tokens)
     groups = unique_groups(facade, pairs)
     add_floors(recorder, model, groups, tokens)
     _run_kept(recorder, open_facade(model, processor, folder, prompt_bytes=CACHE_BYTES), games, results, facts, options)

@@ -20,6 +20,8 @@ from lewis_core.models.features import backbone
 from lewis_core.models.stacking import active_stack
 
 LEAST_HEAD = 16
+FOLLOWING, READY = "following_norm", "ready"
+"""What modules keep: a layer, the norm that reads its output; a norm, a sum and what it makes of it."""
 
 
 def fuse(model: Any) -> int:
@@ -42,7 +44,12 @@ def fuse(model: Any) -> int:
                 changed += sum(_fuse_module(module, with_kernels) for module in part.modules())
         if getattr(layer.post_attention_layernorm, "_compiled_call_impl", None) is None:
             changed += _fuse_module(layer, with_kernels)
-    return changed + _fuse_module(text.norm, with_kernels)
+    changed += _fuse_module(text.norm, with_kernels)
+    norms = [layer.input_layernorm for layer in text.layers[1:]] + [text.norm]
+    for layer, norm in zip(text.layers, norms, strict=True):
+        if getattr(vars(norm).get("forward"), "__func__", None) is _norm_forward:
+            layer.__dict__[FOLLOWING] = norm
+    return changed
 
 
 def has_kernels(module: nn.Module) -> bool:
@@ -150,6 +157,10 @@ def _is_plain_adapter(layer: Any, name: str, base: nn.Linear, x: Tensor) -> bool
 
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
+    of, normed = self.__dict__.pop(READY, (None, None))
+    if of is hidden_states:  # the layer before has normed it with its sum; nothing came between
+        ready: Tensor = normed
+        return ready
     if hidden_states.dtype != self.weight.dtype:
         own: Tensor = type(self).forward(self, hidden_states)
         return own
@@ -172,7 +183,11 @@ def _layer_forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor
 
     attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **arguments)
     total, normed = add_norm(hidden_states, attended, norm.weight, norm.variance_epsilon)
-    out: Tensor = total + self.mlp(normed)
+    of_mlp: Tensor = self.mlp(normed)
+    if (following := self.__dict__.get(FOLLOWING)) is None or hasattr(following.weight, "ds_id"):
+        return total + of_mlp
+    out, normed = add_norm(total, of_mlp, following.weight, following.variance_epsilon)
+    following.__dict__[READY] = out, normed
     return out
 
 
@@ -180,8 +195,14 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     from lewis_core.models.kernels import Gate
 
     stack = active_stack(self)
+    if stack is not None and stack.rank and _are_few(x):
+        from lewis_core.models import adapter_kernels
+
+        gated = adapter_kernels.gate(stack.product(x), stack.after, stack.rank)
+        out: Tensor = self.down_proj(gated.view(*x.shape[:-1], -1))
+        return out
     gate, up = stack(x) if stack else (self.gate_proj(x), self.up_proj(x))
-    out: Tensor = self.down_proj(Gate.apply(gate, up))
+    out = self.down_proj(Gate.apply(gate, up))
     return out
 
 
@@ -205,13 +226,7 @@ def _attention_forward(
             **arguments,
         )
         return own
-    shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-    stack = active_stack(self)
-    parts = stack(hidden_states) if stack else [p(hidden_states) for p in (self.q_proj, self.k_proj, self.v_proj)]
-    query, key, value = (part.view(shape) for part in parts)
-    if hasattr(self, "q_norm"):
-        query, key = self.q_norm(query), self.k_norm(key)
-    query, key, value = (x.transpose(1, 2) for x in (*_rotate(query, key, *position_embeddings), value))
+    query, key, value = (x.transpose(1, 2) for x in _heads(self, hidden_states, *position_embeddings))
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, self.layer_idx)
     dropout = self.attention_dropout if self.training else 0.0
@@ -219,6 +234,32 @@ def _attention_forward(
         self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **arguments
     )  # (batch, tokens, heads, head dim)
     return self.o_proj(out.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def _heads(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys, rotated, and values: (batch, tokens, heads, head dim)."""
+    shape, stack = (*x.shape[:-1], -1, layer.head_dim), active_stack(layer)
+    has_norms = hasattr(layer, "q_norm")
+    if stack is not None and stack.rank and _are_few(x) and not has_norms and layer.head_dim >= 2 * LEAST_HEAD:
+        from lewis_core.models import adapter_kernels
+
+        queries, groups, _ = (size // layer.head_dim for size in stack.sizes)
+        cos, sin = (angles.expand(x.shape[0], -1, -1).flatten(0, 1) for angles in (cos, sin))
+        sizes = (queries, groups, layer.head_dim)
+        made = adapter_kernels.heads(stack.product(x), stack.after, stack.rank, cos, sin, sizes)
+        query, key, value = (part.view(shape) for part in made)
+        return query, key, value
+    parts = stack(x) if stack else [project(x) for project in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    query, key, value = (part.view(shape) for part in parts)
+    if has_norms:
+        query, key = layer.q_norm(query), layer.k_norm(key)
+    return *_rotate(query, key, cos, sin), value
+
+
+def _are_few(x: Tensor) -> bool:
+    from lewis_core.models.adapter_kernels import MOST_ROWS
+
+    return x.numel() // x.shape[-1] <= MOST_ROWS
 
 
 def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 STACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 """Layers of a module that read the same input."""
+RANKS = {16, 32, 64, 128}
+"""Ranks of adapters whose second halves kernels can take."""
 
 
 class Stack:
@@ -37,7 +39,8 @@ class Stack:
         with torch.inference_mode(False), torch.no_grad():  # weights must stay fit for training
             self._matrix = weight.new_zeros((self._width + inner, bases[0].in_features))
             self._bias = weight.new_zeros(len(self._matrix)) if any(base.bias is not None for base in bases) else None
-            self._after = weight.new_zeros((self._width, inner))
+            self.after = weight.new_zeros((self._width, inner))
+            """(outputs, ranks): the adapters' second halves, scaled, each where its layer's outputs meet its rank."""
             self.owns_weights(move=True)
 
     def owns_weights(self, *, move: bool = False) -> bool:
@@ -69,17 +72,28 @@ class Stack:
             for name in _adapters(layer):
                 a, b, rank = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_A[name].out_features
                 self._matrix[column : column + rank] = a
-                self._after[row : row + base.out_features, inner : inner + rank] = b * layer.scaling[name]
+                self.after[row : row + base.out_features, inner : inner + rank] = b * layer.scaling[name]
                 column, inner = column + rank, inner + rank
             row += base.out_features
         return True
 
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapters, if each layer has one, all of the same rank that kernels can take."""
+        ranks = {rank for _, _, rank in self._places}
+        is_even = [number for number, _, _ in self._places] == list(range(len(self.layers))) and len(ranks) == 1
+        return ranks.pop() if is_even and ranks <= RANKS else None
+
+    def product(self, x: Tensor) -> Tensor:
+        """Outputs of all layers without their adapters, then of the adapters' first halves: (rows, outputs + ranks)."""
+        return F.linear(x.reshape(-1, x.shape[-1]), self._matrix, self._bias)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""
-        rows = F.linear(x.reshape(-1, x.shape[-1]), self._matrix, self._bias)
+        rows = self.product(x)
         out, inner = rows[:, : self._width], rows[:, self._width :]
         if inner.shape[1]:
-            out.addmm_(inner, self._after.t())
+            out.addmm_(inner, self.after.t())
         return torch.split(out.view(*x.shape[:-1], -1), self.sizes, -1)
 
 

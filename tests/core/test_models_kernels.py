@@ -13,7 +13,7 @@ PROGRAM = """
 import json
 import torch
 from torch.nn import functional as F
-from lewis_core.models import kernels
+from lewis_core.models import adapter_kernels, kernels
 
 torch.manual_seed(0)
 found = {}
@@ -69,6 +69,28 @@ for prompts, groups, slots, at in ((2, 2, 1, 0), (2, 1, 2, 70), (1, 1, 24, 1)):
     weights = (folded @ keys.transpose(3, 4) * 0.25 + mask).softmax(-1)
     expected = (weights @ values).transpose(1, 2).reshape_as(out)
     found[f"decoding, {slots} slots, token {at}"] = (out - expected).abs().max().item()
+
+rank, width = 16, 72
+for count in (3, 70):
+    rows, after = torch.randn(count, 2 * (width + rank) + 5)[:, :-5], torch.randn(2 * width, 2 * rank) / 4
+    after[:width, rank:] = after[width:, :rank] = 0
+    gate, up = (rows[:, : 2 * width] + rows[:, 2 * width :] @ after.T).split(width, 1)
+    gated = adapter_kernels.gate(rows, after, rank)
+    found[f"gate with adapters, {count} rows"] = (gated - F.silu(gate) * up).abs().max().item()
+
+heads, groups, size = 3, 2, 32
+outputs = (heads + 2 * groups) * size
+bounds = [0, heads * size, (heads + groups) * size, outputs]
+for count, turns in ((3, 3), (70, 70), (4, 1)):
+    rows, after = torch.randn(count, outputs + 3 * rank), torch.zeros(outputs, 3 * rank)
+    for part, (start, end) in enumerate(zip(bounds, bounds[1:])):
+        after[start:end, part * rank : (part + 1) * rank] = torch.randn(end - start, rank)
+    angles = torch.randn(turns, size // 2)
+    cos, sin = (torch.cat([x, x], -1) for x in (angles.cos(), angles.sin()))
+    whole = (rows[:, :outputs] + rows[:, outputs:] @ after.T).view(count, -1, size).split([heads, groups, groups], 1)
+    made = adapter_kernels.heads(rows, after, rank, cos, sin, (heads, groups, size))
+    for name, one, other in zip("qkv", made, (rotate(whole[0]), rotate(whole[1]), whole[2])):
+        found[f"{name} with adapters, {count} rows"] = (one - other).abs().max().item()
 print(json.dumps(found))
 """
 
@@ -79,5 +101,5 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert len(found) == 7
+    assert len(found) == 18
     assert max(found.values()) < 1e-5, found

@@ -139,7 +139,36 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
 
 
-def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family) -> None:
+@pytest.mark.parametrize("rank", [16, 64, 128])
+@pytest.mark.parametrize("count", [5, 32, 200])
+def test_kernels_with_adapters_compute_what_is_written_plainly(rank: int, count: int) -> None:
+    """An MLP's inputs, and queries, keys and values, of Qwen2-VL-7B; rows are parts of wider ones."""
+    from lewis_core.models import adapter_kernels
+
+    def adapted(sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        outputs, inner = sum(sizes), rank * len(sizes)
+        rows = torch.randn(count, outputs + inner + 8, device="cuda").bfloat16()[:, :-8]
+        after = torch.block_diag(*(torch.randn(size, rank) * rank**-0.5 for size in sizes)).cuda().bfloat16()
+        return rows, after, rows[:, :outputs].float() + rows[:, outputs:].float() @ after.float().t()
+
+    rows, after, whole = adapted([18944, 18944])
+    gate, up = whole.split(18944, 1)
+    found = adapter_kernels.gate(rows, after, rank).float()
+    torch.testing.assert_close(found, torch.nn.functional.silu(gate) * up, atol=0.05, rtol=0.02)
+    rows, after, whole = adapted([3584, 512, 512])
+    angles = torch.randn(count, 64, device="cuda")
+    cos, sin = (torch.cat([x, x], -1).bfloat16() for x in (angles.cos(), angles.sin()))
+    query, key, value = adapter_kernels.heads(rows, after, rank, cos, sin, (28, 4, 128))
+    expected = whole.view(count, 36, 128).split([28, 4, 4], 1)
+    torch.testing.assert_close(value.float(), expected[2], atol=0.05, rtol=0.02)
+    for found, x in zip((query, key), expected, strict=False):
+        first, second = x.chunk(2, -1)
+        turned = x * cos.float()[:, None] + torch.cat([-second, first], -1) * sin.float()[:, None]
+        torch.testing.assert_close(found.float(), turned, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("rank", [4, 16])
+def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family, rank: int) -> None:
     """Stacked products against every layer for itself; weights come back to the last bit."""
     from peft import LoraConfig, get_peft_model
 
@@ -149,7 +178,7 @@ def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family) 
     model, _ = family.load("bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", exclude_modules=".*visual.*"))
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", exclude_modules=".*visual.*"))
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
