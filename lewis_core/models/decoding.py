@@ -82,9 +82,8 @@ class Table:
         hidden = {"fill_value": self._least, "device": device, "dtype": dtype}
         self._prompt_mask = torch.full((shape.prompts, 1, 1, shape.prompt_length), **hidden)
         self._new_mask = torch.full((shape.new_length,), **hidden)
-        self._eos = torch.tensor(sorted(eos_ids), device=device)
-        self._banned = torch.tensor(sorted(banned), device=device, dtype=torch.long)
         rows, whole = shape.rows, {"device": device, "dtype": torch.long}
+        self._eos = torch.tensor(sorted(eos_ids), **whole)
         self._token, self._position, self._limit = (torch.zeros(rows, **whole) for _ in range(3))
         self._at = torch.zeros(1, **whole)  # place of the token that is written last
         self._warmth = torch.zeros(rows, device=device)
@@ -100,6 +99,8 @@ class Table:
         """Rows that have ended, or are empty."""
         self.steps = 0
         """Tokens that a row has written which has not ended."""
+        self._hidden = torch.zeros(text.vocab_size, device=device, dtype=torch.bool)
+        self._hidden[sorted(banned)] = True
         self._warm = False
         self._visible = 0
         self._graphs: dict[tuple[int, bool], Any] = {}
@@ -247,9 +248,18 @@ class Table:
 
     def _choose(self, logits: Tensor) -> None:
         """Choose a token a row: the likeliest where the temperature is 0, else the one that the draw falls on."""
-        divisor = torch.where(self._warmth > 0, self._warmth, 1.0)[:, None]
-        scaled = (logits / divisor.to(self._precision)).index_fill_(1, self._banned, -torch.inf)
         self._at += 1
+        if self._has_kernel:
+            from lewis_core.models import drawing_kernels
+
+            rows = drawing_kernels.Rows(
+                self._warmth, self._draws, self._limit,
+                self.tokens, self.logps, self.lengths, self.done, self._token, self._position,
+            )  # fmt: skip
+            drawing_kernels.choose(logits, self._hidden, self._eos, self._at, rows, draws=self._warm)
+            return
+        divisor = torch.where(self._warmth > 0, self._warmth, 1.0)[:, None]
+        scaled = (logits / divisor.to(self._precision)).masked_fill_(self._hidden, -torch.inf)
         probabilities = scaled.softmax(-1)
         token = scaled.argmax(-1)
         if self._warm:

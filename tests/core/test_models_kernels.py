@@ -13,7 +13,8 @@ PROGRAM = """
 import json
 import torch
 from torch.nn import functional as F
-from lewis_core.models import adapter_kernels, kernels
+from lewis_core.models import adapter_kernels, drawing_kernels, kernels
+from lewis_core.models.decoding import draw
 
 torch.manual_seed(0)
 found = {}
@@ -91,6 +92,32 @@ for count, turns in ((3, 3), (70, 70), (4, 1)):
     made = adapter_kernels.heads(rows, after, rank, cos, sin, (heads, groups, size))
     for name, one, other in zip("qkv", made, (rotate(whole[0]), rotate(whole[1]), whole[2])):
         found[f"{name} with adapters, {count} rows"] = (one - other).abs().max().item()
+
+rows, length, step = 6, 5, 2
+drawing_kernels.PART = 64
+for vocabulary, draws in ((301, True), (64, True), (17, True), (301, False)):
+    logits = 4 * torch.randn(rows, vocabulary + 3)[:, :-3]
+    hidden = torch.zeros(vocabulary, dtype=torch.bool)
+    hidden[:2] = hidden[-1] = True  # a part of its own in the vocabulary of 301
+    warmth = torch.tensor([0.0, 0.5, 1.0, 2.0, 1.0, 1.0]) * draws
+    chances = torch.rand(rows, length, dtype=torch.float64)
+    chances[2, step], chances[3, step] = 0.0, 1 - 2**-53
+    scaled = (logits / torch.where(warmth > 0, warmth, 1.0)[:, None]).masked_fill(hidden, -torch.inf)
+    expected = torch.where(warmth > 0, draw(scaled.softmax(-1), chances[:, step : step + 1]), scaled.argmax(-1))
+    state = drawing_kernels.Rows(
+        warmth, chances, torch.tensor([9, 3, 9, 9, 9, 9]), torch.full((rows, length), -1), torch.zeros(rows, length),
+        torch.full((rows,), step), torch.tensor([False] * 5 + [True]), torch.full((rows,), -1), torch.arange(rows),
+    )
+    ends = expected[:1].clone()
+    drawing_kernels.choose(logits, hidden, ends, torch.tensor([step]), state, draws=draws)
+    expected[5] = 0  # a row that has ended
+    assert torch.equal(state.newest, expected) and torch.equal(state.tokens[:, step], expected), (state, expected)
+    assert (state.tokens[:, [0, 1, 3, 4]] == -1).all() and not state.logps[:, [0, 1, 3, 4]].any()
+    assert state.lengths.tolist() == [3] * 5 + [2] and state.positions.tolist() == [1, 2, 3, 4, 5, 6]
+    over = (expected == ends) | torch.tensor([False, True, False, False, False, True])
+    assert torch.equal(state.done, over) and state.done.dtype == torch.bool
+    wanted = scaled.log_softmax(-1).gather(1, expected[:, None])[:5, 0]
+    found[f"log-probabilities of {vocabulary}, {draws}"] = (state.logps[:5, step] - wanted).abs().max().item()
 print(json.dumps(found))
 """
 
@@ -101,5 +128,5 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert len(found) == 18
+    assert len(found) == 22
     assert max(found.values()) < 1e-5, found
