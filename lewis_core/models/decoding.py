@@ -199,6 +199,23 @@ class Table:
                 self._decode()
         self.steps += 1
 
+    def look(self) -> Callable[[], Tensor]:
+        """Ask which rows have ended by now; more steps may follow before the answer is fetched, which waits for it."""
+        if not self.done.is_cuda:
+            found = self.done.clone()
+            return lambda: found
+        copy = torch.empty(self.done.shape, dtype=torch.bool, pin_memory=True)
+        copy.copy_(self.done, non_blocking=True)
+        cuda: Any = torch.cuda
+        event = cuda.Event()
+        event.record()
+
+        def wait() -> Tensor:
+            event.synchronize()
+            return copy
+
+        return wait
+
     def _decode(self) -> None:
         self._new_mask.index_fill_(0, self._at, 0.0)
         logits = self._model(

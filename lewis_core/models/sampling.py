@@ -24,6 +24,8 @@ PREFILL_TOKENS = 16_384
 """Prompt tokens that are read in one forward pass."""
 CHECK_EVERY = 16
 """Steps between looks at which rows have ended, where looking stops the GPU."""
+AHEAD = 2
+"""Steps that a GPU has left to do when it is looked which rows have ended, so that it does not wait meanwhile."""
 SHRINK_TO = 0.75
 """Rows move to a smaller table when it has at most this share of the places."""
 KEPT_TABLES = 6
@@ -109,19 +111,14 @@ class Sampler:
         found: dict[int, Written] = {}
         if not prompt_of_row:
             return []
-        was_training = self._model.training
-        self._model.eval()  # no dropout, and no checkpointing
-        try:
-            with self._weights.active():
-                if self._weights.state != self._state:
-                    self.clear()  # graphs of other adapters, or of weights that have moved
-                self._state = self._weights.state
-                for prompt, rows in self._run(prompts, prompt_of_row, sampling, check):
-                    found.update(rows)
-                    if finished is not None:
-                        finished(prompt, rows)
-        finally:
-            self._model.train(was_training)
+        with _evaluating(self._model), self._weights.active():
+            if self._weights.state != self._state:
+                self.clear()  # graphs of other adapters, or of weights that have moved
+            self._state = self._weights.state
+            for prompt, rows in self._run(prompts, prompt_of_row, sampling, check):
+                found.update(rows)
+                if finished is not None:
+                    finished(prompt, rows)
         return [found[row] for row in range(len(prompt_of_row))]
 
     def clear(self) -> None:
@@ -141,9 +138,10 @@ class Sampler:
         written: dict[int, dict[int, Written]] = {number: {} for number in numbers}
         table = self._begin([prompts[number] for number in numbers], rows, sampling)
         with _decoding(self._model):
+            look = table.look()
             while True:
                 check()
-                done = table.done.cpu().view(table.shape.prompts, -1)[: len(rows), : rows.shape[1]]
+                done = look().view(table.shape.prompts, -1)[: len(rows), : rows.shape[1]]
                 places = (done & (rows >= 0)).nonzero().tolist()
                 ended = self._read(table, [index * table.shape.slots + slot for index, slot in places])
                 for (index, slot), one in zip(places, ended, strict=True):
@@ -155,8 +153,19 @@ class Sampler:
                 if not bool((rows >= 0).any()):
                     return
                 table, numbers, rows = self._shrink(table, numbers, rows)
-                for _ in range(min(CHECK_EVERY if self._fixed else 1, table.shape.new_length - table.steps)):
-                    table.step()
+                look = self._steps(table)
+
+    def _steps(self, table: Table) -> Callable[[], Tensor]:
+        """Write some tokens in every row; returns how to learn which rows had ended shortly before the last of them."""
+        count = min(CHECK_EVERY if self._fixed else 1, table.shape.new_length - table.steps)
+        is_last = table.steps + count == table.shape.new_length
+        ahead = AHEAD if table.shape.fixed and not is_last else 0
+        for _ in range(count - ahead):
+            table.step()
+        look = table.look()
+        for _ in range(ahead):
+            table.step()
+        return look
 
     def _begin(self, prompts: Sequence[Prompt], rows: Tensor, sampling: Sequence[Sampling]) -> Table:
         """Read prompts, in as few forward passes as memory allows, and write the first token of each row."""
@@ -206,6 +215,19 @@ class Sampler:
             end = row[length - 1] if row[length - 1] in self._eos else None
             found.append(Written(row[: length if end is None else length - 1], end, logp[:length]))
         return found
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Neither dropout nor checkpointing; afterwards each module is again in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            vars(module)["training"] = False  # thousands of modules: an ordinary assignment looks for parameters first
+        yield
+    finally:
+        for module in training:
+            vars(module)["training"] = True
 
 
 @contextmanager

@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STACKED = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-"""Layers of a module that read the same input."""
+STACKED = (
+    ("self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("self_attn", ("o_proj",)),
+    ("mlp", ("gate_proj", "up_proj")),
+    ("mlp", ("down_proj",)),
+)
+"""Modules of a language model's layer, and which of their layers read the same input."""
 RANKS = {16, 32, 64, 128}
 """Ranks of adapters whose second halves kernels can take."""
 
@@ -42,6 +47,12 @@ class Stack:
             self.after = weight.new_zeros((self._width, inner))
             """(outputs, ranks): the adapters' second halves, scaled, each where its layer's outputs meet its rank."""
             self.owns_weights(move=True)
+        ranks = [rank for *_, rank in self._places]
+        halves = zip(self._matrix[self._width :].split(ranks), self.after.split(ranks, 1), strict=True) if ranks else ()
+        self._halves = [
+            (first, second.split(self.sizes)[number])
+            for (number, *_), (first, second) in zip(self._places, halves, strict=True)
+        ]
 
     def owns_weights(self, *, move: bool = False) -> bool:
         """Whether the layers' weights are parts of the matrix; they are not if somebody has replaced them since.
@@ -60,21 +71,19 @@ class Stack:
             at += base.out_features
         return True
 
+    @torch.no_grad()
     def refresh(self) -> bool:
         """Take over biases and adapters as they are now; returns whether the stack can stand for the layers."""
         if not self.owns_weights() or _places(self.layers) != self._places:
             return False
-        row, column, inner = 0, self._width, 0
-        for layer in self.layers:
-            base = _base(layer)
-            if self._bias is not None and base.bias is not None:
-                self._bias[row : row + base.out_features] = base.bias
-            for name in _adapters(layer):
-                a, b, rank = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.lora_A[name].out_features
-                self._matrix[column : column + rank] = a
-                self.after[row : row + base.out_features, inner : inner + rank] = b * layer.scaling[name]
-                column, inner = column + rank, inner + rank
-            row += base.out_features
+        if self._bias is not None:
+            for layer, part in zip(self.layers, self._bias[: self._width].split(self.sizes), strict=True):
+                if (bias := _base(layer).bias) is not None:
+                    part.copy_(bias)
+        for (number, name, _), (first, second) in zip(self._places, self._halves, strict=True):
+            layer = self.layers[number]
+            first.copy_(layer.lora_A[name].weight)
+            torch.mul(layer.lora_B[name].weight, layer.scaling[name], out=second)
         return True
 
     @property
@@ -104,8 +113,9 @@ def stacks_of(model: Any) -> list[Stack]:
         model: The language model, in half precision on a GPU.
     """
     found = []
-    for module in model.modules():
-        for names in STACKED:
+    for layer in model.layers:
+        for part, names in STACKED:
+            module = getattr(layer, part)
             layers = [getattr(module, name, None) for name in names]
             if not all(isinstance(layer, nn.Module) and _can_stack(layer) for layer in layers):
                 continue
