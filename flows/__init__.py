@@ -11,6 +11,7 @@ _DEFAULTS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    "PREFECT_PLUGINS_ENABLED": "true",  # a server that starts for this run has deployments.sqlite_cursors
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # threads that follow log files belong to no flow
     "PREFECT_LOGGING_EXTRA_LOGGERS": "lewis_core,tasks",
     "MLFLOW_DISABLE_TELEMETRY": "true",
