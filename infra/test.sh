@@ -14,12 +14,7 @@ checker=$!
 processes="$(nproc)"
 processes=$((processes < 2 ? 2 : processes > 4 ? 4 : processes)) # more have nothing to do: the longest file takes a third
 status=0
-if [ $# -gt 0 ]; then
-    "$VENV/bin/python" -m pytest -n "$processes" "$@" || status=$?
-else
-    "$VENV/bin/python" -m pytest -n "$processes" -m "not alone" || status=$?
-    "$VENV/bin/python" -m pytest -m alone tests/e2e tests/orchestration || status=$?
-fi
+"$VENV/bin/python" -m pytest -n "$processes" "$@" || status=$?
 wait "$checker" || status=$?
 cat "$types"
 rm -f "$types"

@@ -28,8 +28,7 @@ STARTS_PROCESSES = ("e2e", "orchestration", "service")
 LONGEST_FIRST = ("e2e", "orchestration", "benchmarks", "service", "core")
 """Folders in the order in which they run: at the end nobody shall wait for a long file that came last."""
 TOGETHER = ("tests/e2e/test_smoke.py", "tests/e2e/test_workers.py", "tests/orchestration/test_server.py")
-"""Files that share fixtures which take long: a finished pipeline, a server. They run in one process, and alone
-(``-m alone``): on SQLite, and with no processor to spare, Prefect's server stands still for minutes."""
+"""Files that share fixtures which take long: a finished pipeline, a server. They run in one process."""
 
 if TYPE_CHECKING:
     from tests.orchestration.live import Server
@@ -40,8 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
     for item in items:
-        if item.path.relative_to(item.config.rootpath).as_posix() in TOGETHER:
-            item.add_marker(pytest.mark.alone)
         if item.get_closest_marker("slow") or item.path.parent.name in STARTS_PROCESSES:
             item.add_marker(pytest.mark.flaky(reruns=1))
 

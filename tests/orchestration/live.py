@@ -16,8 +16,6 @@ from tasks.processes import Process
 from tasks.services import free_port
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 240.0
-"""Longest wait for an answer: a server on SQLite may stand still for a minute or two, and goes on."""
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -59,10 +57,10 @@ class Server:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """Call its API; while SQLite is being written it answers 503, and is asked again as Prefect's client does."""
         deadline = time.monotonic() + 120
-        answer = httpx.post(f"{self.url}{path}", json=body, trust_env=False, timeout=PATIENCE_S)
+        answer = httpx.post(f"{self.url}{path}", json=body, trust_env=False, timeout=60)
         while answer.status_code == httpx.codes.SERVICE_UNAVAILABLE and time.monotonic() < deadline:
             time.sleep(0.5)
-            answer = httpx.post(f"{self.url}{path}", json=body, trust_env=False, timeout=PATIENCE_S)
+            answer = httpx.post(f"{self.url}{path}", json=body, trust_env=False, timeout=60)
         assert answer.status_code < 300, answer.text
         return answer.json()
 
@@ -74,7 +72,7 @@ class Server:
     def get(self, path: str) -> Any:
         """Read something from its API."""
         for _ in range(60):
-            answer = httpx.get(f"{self.url}{path}", trust_env=False, timeout=PATIENCE_S)
+            answer = httpx.get(f"{self.url}{path}", trust_env=False, timeout=60)
             if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
                 break
             time.sleep(0.5)
