@@ -1,4 +1,4 @@
-"""GPU kernels of the engine, in Triton: rotary positions, the gated activation, attention of a step of decoding.
+"""GPU kernels of the engine, in Triton: rotary positions, activations, norms, attention of a step of decoding.
 
 Each does in one pass over memory what transformers does in several. Half precision in memory, float32 in between.
 Loaded only where a GPU is used; Triton's interpreter runs them on a CPU, where the tests compare them.
@@ -22,15 +22,15 @@ PROGRAMS = 128
 @triton.jit  # type: ignore[untyped-decorator]
 def _turn(
     x: tl.tensor, out: tl.tensor, c: tl.tensor, s: tl.tensor, token: tl.tensor, stride: tl.tensor,
-    heads: tl.constexpr, half: tl.constexpr, padded: tl.constexpr,
+    heads: tl.constexpr, half: tl.constexpr, padded: tl.constexpr, lanes: tl.constexpr,
 ) -> None:  # fmt: skip
-    head = tl.arange(0, padded)[:, None]
-    at = head * 2 * half + tl.arange(0, half)[None, :]
-    first = tl.load(x + token * stride + at, mask=head < heads, other=0.0).to(tl.float32)
-    second = tl.load(x + token * stride + at + half, mask=head < heads, other=0.0).to(tl.float32)
+    head, lane = tl.arange(0, padded)[:, None], tl.arange(0, lanes)[None, :]
+    at, used = head * 2 * half + lane, (head < heads) & (lane < half)
+    first = tl.load(x + token * stride + at, mask=used, other=0.0).to(tl.float32)
+    second = tl.load(x + token * stride + at + half, mask=used, other=0.0).to(tl.float32)
     to = out + token * heads * 2 * half + at
-    tl.store(to, first * c - second * s, mask=head < heads)
-    tl.store(to + half, second * c + first * s, mask=head < heads)
+    tl.store(to, first * c - second * s, mask=used)
+    tl.store(to + half, second * c + first * s, mask=used)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -38,13 +38,13 @@ def _rotate(
     query: tl.tensor, key: tl.tensor, to_query: tl.tensor, to_key: tl.tensor, cos: tl.tensor, sin: tl.tensor,
     sign: tl.tensor, query_stride: tl.tensor, key_stride: tl.tensor,
     heads: tl.constexpr, groups: tl.constexpr, half: tl.constexpr, padded: tl.constexpr, padded_groups: tl.constexpr,
+    lanes: tl.constexpr,
 ) -> None:  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    lanes = tl.arange(0, half)
-    c = tl.load(cos + token * 2 * half + lanes).to(tl.float32)[None, :]
-    s = tl.load(sin + token * 2 * half + lanes).to(tl.float32)[None, :] * sign
-    _turn(query, to_query, c, s, token, query_stride, heads, half, padded)
-    _turn(key, to_key, c, s, token, key_stride, groups, half, padded_groups)
+    token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, lanes)
+    c = tl.load(cos + token * 2 * half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + token * 2 * half + lane, mask=lane < half, other=0.0).to(tl.float32)[None, :] * sign
+    _turn(query, to_query, c, s, token, query_stride, heads, half, padded, lanes)
+    _turn(key, to_key, c, s, token, key_stride, groups, half, padded_groups, lanes)
 
 
 class Rotate(torch.autograd.Function):
@@ -72,8 +72,8 @@ def _launch_rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, sign: f
     (tokens, heads, size), groups = query.shape, key.shape[1]
     out = tuple(torch.empty(x.shape, device=x.device, dtype=x.dtype) for x in (query, key))
     _rotate[(tokens,)](
-        query, key, *out, cos.contiguous(), sin.contiguous(), sign, query.stride(0), key.stride(0),
-        heads, groups, size // 2, triton.next_power_of_2(heads), triton.next_power_of_2(groups),
+        query, key, *out, cos.contiguous(), sin.contiguous(), sign, query.stride(0), key.stride(0), heads, groups,
+        size // 2, *(triton.next_power_of_2(number) for number in (heads, groups, size // 2)),
     )  # fmt: skip
     return out[0], out[1]
 
@@ -132,9 +132,23 @@ class Gate(torch.autograd.Function):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _quick_gelu(x: tl.tensor, count: tl.tensor, block: tl.constexpr) -> None:
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    value = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32)
+    tl.store(x + at, value * tl.sigmoid(1.702 * value), mask=at < count)
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """Multiply by the sigmoid of 1.702 times the same, in place; ``x`` is contiguous. Has no gradient."""
+    _quick_gelu[(triton.cdiv(x.numel(), Gate.block),)](x, x.numel(), Gate.block)
+    return x
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _add_norm(
-    x: tl.tensor, other: tl.tensor, weight: tl.tensor, total: tl.tensor, out: tl.tensor, x_stride: tl.tensor,
-    other_stride: tl.tensor, epsilon: tl.tensor, width: tl.tensor, adds: tl.constexpr, block: tl.constexpr,
+    x: tl.tensor, other: tl.tensor, weight: tl.tensor, bias: tl.tensor, total: tl.tensor, out: tl.tensor,
+    x_stride: tl.tensor, other_stride: tl.tensor, epsilon: tl.tensor, width: tl.tensor,
+    adds: tl.constexpr, centers: tl.constexpr, block: tl.constexpr,
 ) -> None:  # fmt: skip
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     value = tl.load(x + row * x_stride + at, mask=at < width, other=0.0)
@@ -142,19 +156,26 @@ def _add_norm(
         value += tl.load(other + row * other_stride + at, mask=at < width, other=0.0)
         tl.store(total + row * width + at, value, mask=at < width)
     value = value.to(tl.float32)
+    if centers:
+        value = tl.where(at < width, value - tl.sum(value, 0) / width, 0.0)
     scale = tl.rsqrt(tl.sum(value * value, 0) / width + epsilon)
-    w = tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, value * scale * w, mask=at < width)
+    value *= scale * tl.load(weight + at, mask=at < width, other=0.0).to(tl.float32)
+    if centers:
+        value += tl.load(bias + at, mask=at < width, other=0.0).to(tl.float32)
+    tl.store(out + row * width + at, value, mask=at < width)
 
 
-def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Add, and norm the sum by its root mean square. Has no gradient.
+def add_norm(
+    x: Tensor, other: Tensor | None, weight: Tensor, epsilon: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add, and norm the sum by its root mean square, or with a bias by its mean and variance. Has no gradient.
 
     Args:
         x: (…, width)
         other: Of the same shape; ``None``: nothing is added.
         weight: (width,)
-        epsilon: Added to the mean square.
+        epsilon: Added to the mean square, or to the variance.
+        bias: (width,); ``None``: the norm has none, and takes no mean away.
 
     Returns:
         The sum, and what the norm makes of it.
@@ -163,8 +184,8 @@ def add_norm(x: Tensor, other: Tensor | None, weight: Tensor, epsilon: float) ->
     total, width = (x if other is None else torch.empty_like(out)), x.shape[-1]
     rows, added = x.flatten(0, -2), (x if other is None else other).flatten(0, -2)
     _add_norm[(len(rows),)](
-        rows, added, weight, total, out, rows.stride(0), added.stride(0), epsilon, width, other is not None,
-        triton.next_power_of_2(width), num_warps=8 if width > 1024 else 4,
+        rows, added, weight, weight if bias is None else bias, total, out, rows.stride(0), added.stride(0), epsilon,
+        width, other is not None, bias is not None, triton.next_power_of_2(width), num_warps=8 if width > 1024 else 4,
     )  # fmt: skip
     return total, out
 
