@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import vision_utils
+from transformers.utils.generic import get_max_seqlen
 
 from lewis_core.data.images import MAX_ASPECT
 from lewis_core.errors import ImageError, ModelError
@@ -21,7 +23,7 @@ from lewis_core.prefetch import prefetch
 logger = logging.getLogger(__name__)
 MAX_PATCHES = 32_768
 """Patches of one pass through the vision tower (of several images together)."""
-DECODED_AHEAD = 64
+DECODED_AHEAD = 32
 """Images that are decoded before they are needed."""
 
 
@@ -113,7 +115,9 @@ class VisionEncoder:
             yield digests, inputs
 
     def _preprocess(self, reference: str) -> Any:
-        return self._processor(images=[load_image(self._images, reference)], return_tensors="pt")
+        inputs = self._processor(images=[load_image(self._images, reference)], return_tensors="pt")
+        inputs["pixel_values"] = _stage(inputs["pixel_values"], self._backbone.visual.dtype, self._backbone.device)
+        return inputs
 
     def _encode(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
         """Run the vision tower; over fewer images at once when memory runs out."""
@@ -135,9 +139,12 @@ class VisionEncoder:
     @torch.inference_mode()
     def _run(self, inputs: Sequence[Any]) -> list[ImageFeatures]:
         device = self._backbone.device
-        pixels = send(torch.cat([x["pixel_values"] for x in inputs]), device)
+        pixels = torch.cat([send(x["pixel_values"], device) for x in inputs])
         grid = torch.cat([x["image_grid_thw"] for x in inputs])
-        out = self._backbone.get_image_features(pixels, send(grid, device), return_dict=True)
+        places = {
+            name: send(x, device) if isinstance(x, Tensor) else x for name, x in _places(self._backbone.visual, grid)
+        }
+        out = self._backbone.get_image_features(pixels, grid, return_dict=True, **places)
         sizes = [len(tokens) for tokens in out.pooler_output]
         layers = [_split(layer, sizes) for layer in getattr(out, "deepstack_features", None) or ()]
         return [
@@ -156,6 +163,33 @@ def load_image(images: ImageSource, reference: str) -> Image.Image:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ImageError(reference, f"{image.width} x {image.height} pixels: longer than {MAX_ASPECT} times its width")
     return image
+
+
+def _places(vision: Any, grid: Tensor) -> Iterator[tuple[str, Any]]:
+    """What a vision tower derives from grids, by the names under which it takes it ready.
+
+    Made on the CPU: a GPU would have to end all that it was told to do before the tower learnt any of it.
+    """
+    config, merge = vision.config, vision.config.spatial_merge_size
+    yield "position_ids", vision_utils.get_vision_position_ids(grid, merge)
+    starts, longest = vision_utils.get_vision_attention_seqlens(grid, config)
+    yield from (("cu_seqlens", starts), ("max_seqlen", longest))
+    if hasattr(vision, "window_size"):  # Qwen2.5-VL
+        order, starts = vision_utils.get_vision_window_index(grid, merge, vision.window_size, vision.patch_size)
+        yield from (("window_index", order), ("cu_window_seqlens", starts))
+        yield "max_window_seqlen", get_max_seqlen(starts, config)
+    if hasattr(vision, "pos_embed"):  # Qwen3-VL
+        taps, weights = vision_utils.get_vision_interpolation_indices_and_weights(
+            grid, vision.num_grid_per_side, vision.interpolation_mode, vision.interpolation_align_corners, merge
+        )
+        yield from (("interp_indices", taps), ("interp_weights", weights))
+
+
+def _stage(pixels: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Pixels in the tower's precision, where its device reads them without waiting."""
+    if device.type != "cuda":
+        return pixels.to(dtype)
+    return torch.empty(pixels.shape, dtype=dtype, pin_memory=True).copy_(pixels)
 
 
 def _split(layer: Any, sizes: Sequence[int]) -> Sequence[Tensor]:

@@ -153,6 +153,18 @@ def test_many_images_in_one_call_equal_one_at_a_time(
     assert_same(found, expected, 2e-5)
 
 
+def test_what_the_tower_is_given_is_what_it_makes_itself(
+    loaded: tuple[Any, Any], root: Path, encoder: VisionEncoder
+) -> None:
+    """Pixels are the processor's; positions, bounds, windows and weights of positions are transformers'."""
+    found = encoder({name: name for name in SIZES})
+    inputs = loaded[1].image_processor(images=[Image.open(root / name) for name in SIZES], return_tensors="pt")
+    with torch.inference_mode():
+        out = backbone(loaded[0]).get_image_features(**inputs, return_dict=True)
+    for name, tokens in zip(SIZES, out.pooler_output, strict=True):
+        assert torch.equal(found[name].tokens, tokens)
+
+
 def test_attention_without_bounds_is_refused() -> None:
     query = torch.zeros(1, 1, 4, 8)
     with pytest.raises(ValueError, match="where its images begin"):
