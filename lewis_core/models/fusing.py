@@ -74,7 +74,7 @@ def _fuse_module(module: Any, with_kernels: bool) -> bool:
         forward = _norm_forward
     elif with_kernels and hasattr(module, "post_attention_layernorm"):
         forward = _layer_forward
-    elif with_kernels and hasattr(module, "gate_proj") and _is_silu(module.act_fn):
+    elif with_kernels and hasattr(module, "gate_proj") and is_silu(module.act_fn):
         forward = _mlp_forward
     elif with_kernels and hasattr(module, "q_proj") and is_power_of_two(module.head_dim):
         forward = _attention_forward
@@ -88,7 +88,8 @@ def is_power_of_two(size: int) -> bool:
     return size >= LEAST_HEAD and size & (size - 1) == 0
 
 
-def _is_silu(activation: Any) -> bool:
+def is_silu(activation: Any) -> bool:
+    """Whether an activation is the one of :class:`lewis_core.models.kernels.Gate`."""
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 

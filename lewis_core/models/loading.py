@@ -20,6 +20,7 @@ from lewis_core.models.attention import use_packed_images, use_shared_prefix
 from lewis_core.models.compiling import compile_layers
 from lewis_core.models.files import adapter_folder, resolve_model_path
 from lewis_core.models.fusing import fuse
+from lewis_core.models.fusing_vision import fuse_vision
 
 logger = logging.getLogger(__name__)
 SUPPORTED = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL"}
@@ -58,7 +59,8 @@ def load_model(ref: ModelRef, runtime: Runtime, *, trainable: bool = False) -> t
 
     With the shared-prefix engine, the language model attends to packed rows by
     :mod:`lewis_core.models.attention`, and otherwise as with ``sdpa`` (an ``eager`` one keeps dense masks), and its
-    layers are shortened by :mod:`lewis_core.models.fusing`; on a GPU its vision tower takes many images in one call.
+    layers are shortened by :mod:`lewis_core.models.fusing` and :mod:`lewis_core.models.fusing_vision`; on a GPU its
+    vision tower takes many images in one call.
 
     Also sets torch's thread count (``runtime.torch_threads``), turns cuDNN attention off (it builds a plan for every
     new shape), and silences the progress bars and notes of transformers.
@@ -105,6 +107,7 @@ def use_engine(model: Any, *, attention: str = "sdpa", compiled: bool = False) -
     if compiled:
         compile_layers(model)
     fuse(model)
+    fuse_vision(model)
     if model.device.type == "cuda" and attention == "sdpa":
         use_packed_images(model)
 

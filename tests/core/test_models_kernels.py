@@ -27,28 +27,35 @@ def compare(name, ours, plain, *inputs):
     found[name] = max([(one - other).abs().max().item(), *((a - b).abs().max().item() for a, b in pairs)])
 
 
-angles = torch.randn(5, 8)
-cos, sin = (torch.cat([x, x], -1) for x in (angles.cos(), angles.sin()))
-
-
 def rotate(x):
     first, second = x.chunk(2, -1)
     return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
 
 
-wide = torch.randn(5, 5, 16, requires_grad=True)
-both = lambda turn: lambda x: torch.cat(turn(x[:, :3], x[:, 3:]), 1)  # parts of one tensor, with strides
+both = lambda turn: lambda x: torch.cat(turn(x[:, :3], x[:, 3:-2]), 1)  # parts of one tensor, with strides
 ours, plain = both(lambda q, k: kernels.Rotate.apply(q, k, cos, sin)), both(lambda *x: tuple(map(rotate, x)))
-compare("rotation", ours, plain, wide)
+for size in (16, 64, 72, 80):
+    angles = torch.randn(5, size // 2)
+    cos, sin = (torch.cat([x, x], -1) for x in (angles.cos(), angles.sin()))
+    compare(f"rotation of {size}", ours, plain, torch.randn(5, 7, size, requires_grad=True))
 wide = torch.randn(9, 2, 301, requires_grad=True)
 gated = lambda x: F.silu(x[:, 0]) * x[:, 1]
 compare("gate", lambda x: kernels.Gate.apply(x[:, 0], x[:, 1]), gated, wide)
+whole = torch.randn(2, 3, 4, 301).requires_grad_()
+compare("gate of whole rows", kernels.Gate.apply, lambda x, y: F.silu(x) * y, *whole)
 x, other, weight = torch.randn(2, 3, 40), torch.randn(2, 3, 50)[..., :40], torch.randn(40)
 for added in (None, other):
     total, out = kernels.add_norm(x, added, weight, 1e-6)
     expected = x if added is None else x + other
     assert torch.equal(total, expected)
     found[f"norm {added is None}"] = (out - F.rms_norm(expected, (40,), weight, 1e-6)).abs().max().item()
+    out = kernels.add_norm(x + 3, added, weight, 1e-6, weight.flip(0))[1]
+    expected = F.layer_norm(expected + 3, (40,), weight, weight.flip(0), 1e-6)
+    found[f"norm with bias {added is None}"] = (out - expected).abs().max().item()
+wide = 3 * torch.randn(7, 293)
+expected = wide * torch.sigmoid(1.702 * wide)
+assert kernels.quick_gelu_(wide) is wide
+found["QuickGELU"] = (wide - expected).abs().max().item()
 
 repeats, size, length, room = 3, 16, 150, 128
 for prompts, groups, slots, at in ((2, 2, 1, 0), (2, 1, 2, 70), (1, 1, 24, 1)):
@@ -128,5 +135,5 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert len(found) == 22
+    assert len(found) == 29
     assert max(found.values()) < 1e-5, found

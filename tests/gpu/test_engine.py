@@ -95,6 +95,8 @@ def test_loading_chooses_the_gpu_s_kernels(family: Family) -> None:
     parts = (layer, layer.input_layernorm, layer.mlp, layer.self_attn)
     assert has_kernels(model.model.language_model)
     assert all("forward" in vars(part) for part in parts)
+    first, second = model.model.visual.blocks
+    assert all("forward" in vars(part) for part in (first, first.attn, second.norm1))
 
 
 def test_kernels_compute_what_is_written_plainly() -> None:
@@ -127,15 +129,23 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     torch.testing.assert_close(kernels.Gate.apply(gate, up).float(), expected, atol=0.05, rtol=0.01)
     angles = torch.randn(300, 64, device="cuda")
     cos, sin = (torch.cat([x, x], -1).bfloat16() for x in (angles.cos(), angles.sin()))
-    x = torch.randn(300, 28, 128, device="cuda", dtype=torch.bfloat16)
-    first, second = x.float().chunk(2, -1)
-    expected = x.float() * cos.float()[:, None] + torch.cat([-second, first], -1) * sin.float()[:, None]
-    for found in kernels.Rotate.apply(x, x, cos, sin):
-        torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+    for size in (128, 80, 72, 64):
+        turns = [x[:, : size // 2].repeat(1, 2) for x in (cos, sin)]
+        x = torch.randn(300, 3, 16, size, device="cuda", dtype=torch.bfloat16)[:, 1]
+        first, second = x.float().chunk(2, -1)
+        expected = x.float() * turns[0].float()[:, None] + torch.cat([-second, first], -1) * turns[1].float()[:, None]
+        for found in kernels.Rotate.apply(x, x, *turns):
+            torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+    x = torch.randn(300, 999, device="cuda", dtype=torch.bfloat16)
+    expected = x.float() * torch.sigmoid(1.702 * x.float())
+    torch.testing.assert_close(kernels.quick_gelu_(x).float(), expected, atol=0.05, rtol=0.01)
     x, other, weight = (torch.randn(*shape, device="cuda").bfloat16() for shape in ((300, 3584), (300, 3584), (3584,)))
     total, found = kernels.add_norm(x, other, weight, 1e-6)
     assert torch.equal(total, x + other)
     expected = torch.nn.functional.rms_norm(total.float(), (3584,), weight.float(), 1e-6)
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
+    found = kernels.add_norm(x, other, weight, 1e-6, other[0])[1]
+    expected = torch.nn.functional.layer_norm(total.float(), (3584,), weight.float(), other[0].float(), 1e-6)
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.01)
 
 
@@ -251,6 +261,21 @@ def test_kept_keys_answer_as_computed_ones(family: Family, dtype: str) -> None:
             limit = 1e-3 if dtype == "float32" else 2 * float((plain - exact).abs().max()) + 0.05
             assert (found - exact).abs().max() <= limit
         assert cache.hits == 2 + 3
+
+
+def test_features_of_a_shortened_tower_are_as_good_as_transformers_own(family: Family) -> None:
+    """In bfloat16: no farther from float32 than transformers' tower, which takes image by image."""
+    references = {name: name for name in SIZES}
+
+    def features(dtype: str, device: str, engine: Any) -> torch.Tensor:
+        model, processor = family.load(dtype, device, engine=engine)
+        found = VisionEncoder(model, processor.image_processor, family.images, 0, 2)(references).values()
+        return torch.cat([x.float().cpu().flatten() for f in found for x in (f.tokens, *f.deepstack)])
+
+    exact = features("float32", "cpu", "plain")
+    plain, found = (features("bfloat16", "cuda", engine) for engine in ("plain", "shared_prefix"))
+    assert found.isfinite().all()
+    assert (found - exact).norm() <= 1.2 * (plain - exact).norm()
 
 
 def test_features_of_many_images_equal_those_of_one(family: Family) -> None:
