@@ -95,10 +95,29 @@ class Stack:
 
     def product(self, x: Tensor) -> Tensor:
         """Outputs of all layers without their adapters, then of the adapters' first halves: (rows, outputs + ranks)."""
-        return F.linear(x.reshape(-1, x.shape[-1]), self._matrix, self._bias)
+        rows = x.reshape(-1, x.shape[-1])
+        if (plan := self._plan(rows)) is not None and plan.parts == 1:
+            from lewis_core.models.product_kernels import multiply
+
+            return multiply(rows, self._matrix, self._bias, plan)[0]
+        return F.linear(rows, self._matrix, self._bias)
+
+    def _plan(self, rows: Tensor) -> Any:
+        """How a kernel of ours would compute a product of a few rows; ``None`` if it is left to the library."""
+        if not rows.is_cuda or rows.stride(1) != 1:
+            return None
+        from lewis_core.models.product_kernels import plan
+
+        return plan(len(rows), *self._matrix.shape, rows.device)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""
+        if len(self.layers) == 1 and self.rank and self._bias is None:
+            rows = x.reshape(-1, x.shape[-1])
+            if (plan := self._plan(rows)) is not None:
+                from lewis_core.models.product_kernels import join, multiply
+
+                return (join(multiply(rows, self._matrix, None, plan), self.after).view(*x.shape[:-1], -1),)
         rows = self.product(x)
         out, inner = rows[:, : self._width], rows[:, self._width :]
         if inner.shape[1]:

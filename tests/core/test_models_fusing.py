@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,7 +100,6 @@ def test_a_gradient_is_the_slope(checkpoint: Path) -> None:
 def test_norms_and_mlps_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their short forms run on a GPU only; here with the kernel written plainly."""
     import sys
-    from types import SimpleNamespace
 
     gate = SimpleNamespace(apply=lambda gate, up: nn.functional.silu(gate) * up)
     monkeypatch.setitem(sys.modules, "lewis_core.models.kernels", SimpleNamespace(Gate=gate))
@@ -152,6 +152,21 @@ def test_stacked_layers_compute_what_each_computes(checkpoint: Path) -> None:
     text.layers[0].self_attn.q_proj.base_layer.weight.data = before[next(n for n in before if "q_proj.base" in n)]
     assert not stacks[0].refresh()  # somebody has put another weight there
     assert stacks_of(text)[0] is not stacks[0]
+
+
+def test_products_of_few_rows_are_divided_among_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = pytest.importorskip("lewis_core.models.product_kernels", reason="needs Triton")
+    gpu = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232448)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    device = torch.device("cuda", 7)
+    shapes = [(38016, 3584), (4800, 3584), (3648, 3584), (3648, 18944), (1600, 8960)]
+    assert [kernels.plan(64, *shape, device).parts for shape in shapes] == [1, 1, 2, 2, 5]
+    assert kernels.plan(64, 3648, 3584, device).stages == 5
+    assert kernels.plan(65, 3648, 3584, device) is None  # many rows
+    assert kernels.plan(64, 3648, 3500, device) is None  # no whole pieces
+    gpu.shared_memory_per_block_optin = 65536
+    assert kernels.plan(63, 3648, 3584, device) is None  # too little shared memory for pieces under way
+    assert kernels.plan(16, 3648, 3584, device).stages == 3
 
 
 def test_what_cannot_be_stacked_is_left_alone(checkpoint: Path) -> None:

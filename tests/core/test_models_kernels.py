@@ -13,7 +13,7 @@ PROGRAM = """
 import json
 import torch
 from torch.nn import functional as F
-from lewis_core.models import adapter_kernels, drawing_kernels, kernels
+from lewis_core.models import adapter_kernels, drawing_kernels, kernels, product_kernels
 from lewis_core.models.decoding import draw
 
 torch.manual_seed(0)
@@ -100,6 +100,16 @@ for count, turns in ((3, 3), (70, 70), (4, 1)):
     for name, one, other in zip("qkv", made, (rotate(whole[0]), rotate(whole[1]), whole[2])):
         found[f"{name} with adapters, {count} rows"] = (one - other).abs().max().item()
 
+for count, width, parts in ((3, 70, 1), (64, 150, 2), (20, 64, 3)):
+    x, weight = torch.randn(count, 768 + 8)[:, :768], torch.randn(width + 16, 768) / 28
+    bias, after = torch.randn(width + 16) if parts == 1 else None, torch.randn(width, 16)
+    sums = product_kernels.multiply(x, weight, bias, product_kernels.Plan(parts, 3))
+    expected = F.linear(x, weight, bias)
+    assert len(sums) == parts
+    found[f"product of {count} rows"] = (sums.sum(0) - expected).abs().max().item()
+    joined = expected[:, :width] + expected[:, width:] @ after.T
+    found[f"{parts} parts and an adapter"] = (product_kernels.join(sums, after) - joined).abs().max().item()
+
 rows, length, step = 6, 5, 2
 drawing_kernels.PART = 64
 for vocabulary, draws in ((301, True), (64, True), (17, True), (301, False)):
@@ -135,5 +145,5 @@ def test_kernels_compute_what_is_written_plainly() -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert len(found) == 29
+    assert len(found) == 35
     assert max(found.values()) < 1e-5, found

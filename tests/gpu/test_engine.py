@@ -177,6 +177,26 @@ def test_kernels_with_adapters_compute_what_is_written_plainly(rank: int, count:
         torch.testing.assert_close(found.float(), turned, atol=0.05, rtol=0.02)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(2 * 18944, 3584), (3584, 18944), (3584, 3584), (1536, 8960)])
+@pytest.mark.parametrize("count", [3, 64, 65])
+def test_products_of_few_rows_are_those_of_the_library(outputs: int, inputs: int, count: int) -> None:
+    """Layers of Qwen2-VL-7B and 2B with an adapter of rank 64."""
+    from lewis_core.models import product_kernels
+
+    x = torch.randn(count, inputs + 8, device="cuda").bfloat16()[:, :-8]
+    weight = (torch.randn(outputs + 64, inputs, device="cuda") * inputs**-0.5).bfloat16()
+    after = (torch.randn(outputs, 64, device="cuda") / 8).bfloat16()
+    plan = product_kernels.plan(count, *weight.shape, x.device)
+    assert (plan is None) == (count > product_kernels.MOST_ROWS)
+    if plan is None:
+        return
+    expected = x.float() @ weight.float().t()
+    sums = product_kernels.multiply(x, weight, None, plan)
+    torch.testing.assert_close(sums.float().sum(0), expected, atol=0.02, rtol=0.01)
+    joined = expected[:, :outputs] + expected[:, outputs:] @ after.float().t()
+    torch.testing.assert_close(product_kernels.join(sums, after).float(), joined, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("rank", [4, 16])
 def test_adapters_are_part_of_what_is_written_in_half_precision(family: Family, rank: int) -> None:
     """Stacked products against every layer for itself; weights come back to the last bit."""
