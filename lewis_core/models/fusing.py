@@ -1,13 +1,16 @@
 """Fewer passes over memory between the matrix products of a language model: adapters, norms, activations, positions.
 
-What is computed stays the same; modules keep their names and weights, only the way to their results is shorter. An
-adapter (LoRA) costs two small products and nothing else: peft also copies its input to float32, casts it back, scales
-and adds. On a GPU in half precision a norm, an activation and the rotation of queries and keys are one kernel each.
+What is computed stays the same; modules keep their names and weights, only the way to their results is shorter.
+Adapters (LoRA) of layers that read the same input share their products (:mod:`lewis_core.models.adapted`). On a GPU in
+half precision a norm, an activation and the rotation of queries and keys are one kernel each.
 
 Everything that is not the plain case (dropout, other kinds of adapters, weights that ZeRO-3 spreads over processes) is
 left to the module's own forward.
 """
 
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -16,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lewis_core.models.adapted import Adapted, Layer
 from lewis_core.models.features import backbone
 from lewis_core.models.stacking import active_stack
 
 LEAST_HEAD = 16
+HALF = (torch.bfloat16, torch.float16)
 FOLLOWING, READY = "following_norm", "ready"
 """What modules keep: a layer, the norm that reads its output; a norm, a sum and what it makes of it."""
 
@@ -54,9 +59,16 @@ def fuse(model: Any) -> int:
 
 def has_kernels(module: nn.Module) -> bool:
     """Whether the GPU kernels serve a module: half precision on a GPU, with Triton."""
-    parameter = next(module.parameters())
-    if not parameter.is_cuda or module.dtype not in (torch.bfloat16, torch.float16):
-        return False
+    return next(module.parameters()).is_cuda and module.dtype in HALF and _has_triton()
+
+
+def _take(x: Tensor) -> bool:
+    """Whether the GPU kernels take a tensor."""
+    return x.is_cuda and x.dtype in HALF and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
     try:
         import lewis_core.models.kernels  # noqa: F401
     except ImportError:  # torch can be installed without Triton
@@ -74,10 +86,10 @@ def _fuse_module(module: Any, with_kernels: bool) -> bool:
         forward = _norm_forward
     elif with_kernels and hasattr(module, "post_attention_layernorm"):
         forward = _layer_forward
-    elif with_kernels and hasattr(module, "gate_proj") and is_silu(module.act_fn):
-        forward = _mlp_forward
-    elif with_kernels and hasattr(module, "q_proj") and is_power_of_two(module.head_dim):
-        forward = _attention_forward
+    elif hasattr(module, "gate_proj") and is_silu(module.act_fn):
+        forward = _mlp_forward if with_kernels or hasattr(module.gate_proj, "lora_A") else None
+    elif hasattr(module, "q_proj") and is_power_of_two(module.head_dim):
+        forward = _attention_forward if with_kernels or hasattr(module.q_proj, "lora_A") else None
     if forward is not None:
         module.forward = MethodType(forward, module)
     return forward is not None
@@ -96,62 +108,60 @@ def is_silu(activation: Any) -> bool:
 # Adapters ------------------------------------------------------------------------------------------------------------
 
 
-class Adapted(torch.autograd.Function):
-    """``Adapted.apply(x, weight, bias, a, b, scale)``: x W' + bias + scale (x A') B', for a frozen W.
-
-    x (…, in), weight (out, in), a (rank, in), b (out, rank); adapters are cast to the precision of x.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        """Two products more than without the adapter."""
-        rows = x.reshape(-1, x.shape[-1])
-        inner = rows @ a.to(x.dtype).t()
-        out = F.linear(rows, weight, bias).addmm_(inner, b.to(x.dtype).t(), alpha=scale)
-        ctx.save_for_backward(x, inner, weight, a, b)
-        ctx.scale = scale
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
-        """Gradients of the input and of the adapter."""
-        x, inner, weight, a, b = ctx.saved_tensors
-        rows, grad = x.reshape(-1, x.shape[-1]), gradients[0].reshape(-1, gradients[0].shape[-1])
-        of_inner = (grad @ b.to(grad.dtype)).mul_(ctx.scale)  # (tokens, rank)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = (grad @ weight).addmm_(of_inner, a.to(grad.dtype)).view_as(x)
-        of_a = (of_inner.t() @ rows).to(a.dtype) if ctx.needs_input_grad[3] else None
-        of_b = (grad.t() @ inner).mul_(ctx.scale).to(b.dtype) if ctx.needs_input_grad[4] else None
-        return of_x, None, None, of_a, of_b, None
-
-
 def _adapted_forward(self: Any, x: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
     if stack := active_stack(self):
         [stacked] = stack(x)
         return stacked
-    names = [name for name in self.active_adapters if name in self.lora_A]
-    base = self.base_layer
-    is_plain = len(names) == 1 and not (self.disable_adapters or self.merged or arguments or keywords)
-    if not is_plain or not _is_plain_adapter(self, names[0], base, x):
+    plain = None if arguments or keywords else _plain_adapter(self, x)
+    if plain is None:
         own: Tensor = type(self).forward(self, x, *arguments, **keywords)
         return own
-    [name] = names
-    a, b = self.lora_A[name].weight, self.lora_B[name].weight
-    out: Tensor = Adapted.apply(x, base.weight, base.bias, a, b, self.scaling[name])
+    scale, layer = plain
+    out: Tensor = Adapted.apply(x, scale, *layer)[0]
     return out
 
 
-def _is_plain_adapter(layer: Any, name: str, base: nn.Linear, x: Tensor) -> bool:
+def _together(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
+    """Outputs of layers that read the same input, (…, out) each; plain adapters of the same scale share products."""
+    plain = _plain_adapters(layers, x)
+    if plain is None:
+        return [layer(x) for layer in layers]
+    scale, parts = plain
+    outs: tuple[Tensor, ...] = Adapted.apply(x, scale, *chain.from_iterable(parts))
+    return outs
+
+
+def _plain_adapters(layers: Sequence[Any], x: Tensor) -> tuple[float, list[Layer]] | None:
+    """Scale and tensors of layers, if all of them are the plain case with the same scale."""
+    found = [plain for layer in layers if _is_adapted(layer) and (plain := _plain_adapter(layer, x))]
+    scales = {scale for scale, _ in found}
+    return (scales.pop(), [layer for _, layer in found]) if len(found) == len(layers) and len(scales) == 1 else None
+
+
+def _is_adapted(layer: Any) -> bool:
+    """Whether a layer's forward is ours, and nobody wants to be told of it."""
+    forward = getattr(vars(layer).get("forward"), "__func__", None)
+    return forward is _adapted_forward and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:
+    """Scale and tensors of a layer whose adapter can do without peft."""
+    names = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(names) != 1 or layer.disable_adapters or layer.merged:
+        return None
+    [name], base = names, layer.base_layer
     dropout, parts = layer.lora_dropout[name], (layer.lora_A[name], layer.lora_B[name])
     drops = not isinstance(dropout, nn.Identity) and dropout.p > 0 and layer.training
-    return (
+    is_plain = (
         type(base) is nn.Linear
         and x.dtype == base.weight.dtype
-        and not (drops or name in layer.lora_variant or base.weight.requires_grad)
+        and not (drops or name in layer.lora_variant)
+        and not any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias))
         and all(part.bias is None for part in parts)
         and not any(hasattr(part.weight, "ds_id") for part in (base, *parts))  # spread over processes
     )
+    a, b = (part.weight for part in parts)
+    return (layer.scaling[name], Layer(base.weight, base.bias, a, b)) if is_plain else None
 
 
 # Norms, activations, positions ---------------------------------------------------------------------------------------
@@ -193,8 +203,6 @@ def _layer_forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor
 
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
-    from lewis_core.models.kernels import Gate
-
     stack = active_stack(self)
     if stack is not None and stack.rank and _are_few(x):
         from lewis_core.models import adapter_kernels
@@ -202,9 +210,18 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
         gated = adapter_kernels.gate(stack.product(x), stack.after, stack.rank)
         out: Tensor = self.down_proj(gated.view(*x.shape[:-1], -1))
         return out
-    gate, up = stack(x) if stack else (self.gate_proj(x), self.up_proj(x))
-    out = self.down_proj(Gate.apply(gate, up))
+    gate, up = stack(x) if stack else _together((self.gate_proj, self.up_proj), x)
+    out = self.down_proj(_activate(gate, up))
     return out
+
+
+def _activate(gate: Tensor, up: Tensor) -> Tensor:
+    if not _take(gate):
+        return F.silu(gate) * up
+    from lewis_core.models.kernels import Gate
+
+    gated: Tensor = Gate.apply(gate, up)
+    return gated
 
 
 def _attention_forward(
@@ -250,7 +267,7 @@ def _heads(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
         made = adapter_kernels.heads(stack.product(x), stack.after, stack.rank, cos, sin, sizes)
         query, key, value = (part.view(shape) for part in made)
         return query, key, value
-    parts = stack(x) if stack else [project(x) for project in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    parts = stack(x) if stack else _together((layer.q_proj, layer.k_proj, layer.v_proj), x)
     query, key, value = (part.view(shape) for part in parts)
     if has_norms:
         query, key = layer.q_norm(query), layer.k_norm(key)
@@ -265,6 +282,11 @@ def _are_few(x: Tensor) -> bool:
 
 def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate queries and keys (batch, tokens, heads, head dim) by their positions (batch or 1, tokens, head dim)."""
+    if not _take(query):
+        from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb
+
+        plain: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query, key, cos, sin, unsqueeze_dim=2)
+        return plain
     from lewis_core.models.kernels import Rotate
 
     cos, sin = (x.expand(query.shape[0], -1, -1).flatten(0, 1) for x in (cos, sin))

@@ -10,9 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from lewis_core.models.adapted import Adapted
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.decoding import draw
-from lewis_core.models.fusing import Adapted, _mlp_forward, _norm_forward, fuse
+from lewis_core.models.fusing import _norm_forward, fuse
 from lewis_core.models.packing import Group, last_logits, pack
 from lewis_core.models.stacking import stacks_of
 from lewis_core.testing import write_tiny_checkpoint
@@ -25,7 +26,7 @@ def adapted(folder: Path, **settings: Any) -> Any:
     model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = LoraConfig(r=4, target_modules=r".*language_model.*_proj", **settings)
+        config = LoraConfig(**{"r": 4, "target_modules": r".*language_model.*_proj"} | settings)
         model = get_peft_model(model, config, autocast_adapter_dtype=False)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -50,16 +51,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("settings", "is_fused"),
+    ("settings", "steps"),
     [
-        pytest.param({"lora_alpha": 12}, True, id="plain"),
-        pytest.param({"lora_dropout": 0.5}, True, id="dropout-at-rest"),
-        pytest.param({"use_dora": True}, False, id="other-kind"),
-        pytest.param({"lora_bias": True}, False, id="with-bias"),
+        pytest.param({"lora_alpha": 12}, 4, id="plain"),  # qkv, o; gate and up, down
+        pytest.param({"lora_dropout": 0.5}, 4, id="dropout-at-rest"),
+        pytest.param({"rank_pattern": {"k_proj": 2, "up_proj": 3}, "use_rslora": True}, 7, id="ranks-and-scales"),
+        pytest.param({"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 4}}, 4, id="other-rank"),
+        pytest.param({"target_modules": r".*language_model.*(q|v|up|down)_proj"}, 4, id="some-without"),
+        pytest.param({"use_dora": True}, 0, id="other-kind"),
+        pytest.param({"lora_bias": True}, 0, id="with-bias"),
     ],
 )
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_adapters_compute_what_peft_computes(
-    checkpoint: Path, settings: dict[str, Any], is_fused: bool, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, settings: dict[str, Any], steps: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = adapted(checkpoint, **settings)
     expected, wanted = run(model)
@@ -68,12 +73,30 @@ def test_adapters_compute_what_peft_computes(
     calls: list[int] = []
     apply = Adapted.apply
     monkeypatch.setattr(Adapted, "apply", lambda *arguments: (calls.append(1), apply(*arguments))[1])
+    if checkpointing:
+        model.train(settings.get("lora_dropout") is None)
+        model.activation_checkpointing_enable({"use_reentrant": False})
     found, gradients = run(model)
-    assert bool(calls) is is_fused
+    is_again = 2 if checkpointing and model.training else 1
+    assert len(calls) == is_again * steps * len(model.get_base_model().model.language_model.layers)
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
     assert gradients.keys() == wanted.keys() != set()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-6)
+
+
+def test_who_wants_to_be_told_of_a_layer_is(checkpoint: Path) -> None:
+    """Layers of one input are computed one by one if somebody listens to one of them."""
+    model = adapted(checkpoint)
+    fuse(model)
+    expected, wanted = run(model)
+    told: list[Tensor] = []
+    layer = model.get_base_model().model.language_model.layers[0].self_attn.k_proj
+    layer.register_forward_hook(lambda _, inputs, out: told.append(out))
+    found, gradients = run(model)
+    assert len(told) == 1
+    torch.testing.assert_close(found, expected)
+    assert all(torch.allclose(gradients[name], wanted[name]) for name in wanted)
 
 
 def test_dropout_in_training_and_switched_off_adapters_are_pefts_own(checkpoint: Path) -> None:
@@ -90,23 +113,24 @@ def test_dropout_in_training_and_switched_off_adapters_are_pefts_own(checkpoint:
     assert torch.equal(again, bare)
 
 
-def test_a_gradient_is_the_slope(checkpoint: Path) -> None:
+def test_a_gradient_is_the_slope() -> None:
+    """Two layers of one input, of different ranks, one with a bias."""
     torch.manual_seed(0)
-    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (2, 5), (4, 2)))
-    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *t: Adapted.apply(t[0], weight, bias, t[1], t[2], 0.7), (x, a, b))
+    shapes = ((2, 3, 5), (2, 5), (4, 2), (3, 5), (6, 3))
+    inputs = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    first, second, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((4, 5), (6, 5), (4,)))
+
+    def outs(x: Tensor, *parts: Tensor) -> Any:
+        return Adapted.apply(x, 0.7, first, bias, *parts[:2], second, None, *parts[2:])
+
+    assert torch.autograd.gradcheck(outs, inputs)
 
 
-def test_norms_and_mlps_say_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their short forms run on a GPU only; here with the kernel written plainly."""
-    import sys
-
-    gate = SimpleNamespace(apply=lambda gate, up: nn.functional.silu(gate) * up)
-    monkeypatch.setitem(sys.modules, "lewis_core.models.kernels", SimpleNamespace(Gate=gate))
+def test_norms_say_the_same(checkpoint: Path) -> None:
+    """Their short form runs on a GPU only."""
     layer = adapted(checkpoint).get_base_model().model.language_model.layers[0]
     x = torch.randn(1, 3, layer.input_layernorm.weight.numel(), dtype=torch.float64)
     torch.testing.assert_close(_norm_forward(layer.input_layernorm, x), layer.input_layernorm(x), atol=1e-6, rtol=0)
-    torch.testing.assert_close(_mlp_forward(layer.mlp, x), layer.mlp(x))
 
 
 @pytest.mark.parametrize("size", [7, 512, 5000])
