@@ -61,6 +61,46 @@ class Adapted(torch.autograd.Function):
         return of_x, None, *_of_adapters(rows, inner, grads, of_inner, layers)
 
 
+class AdaptedMlp(torch.autograd.Function):
+    """``AdaptedMlp.apply(x, scale, *tensors)``: down(silu(gate(x)) * up(x)); x (…, in), in half precision on a GPU.
+
+    The tensors are those of the :class:`Layer` s gate, up and down, whose adapters have the same rank, one that
+    kernels can take (:data:`lewis_core.models.stacking.RANKS`). Outputs of gate and up are kept without their
+    adapters' second halves, which the kernels of the activation and of its gradient add where they read them: neither
+    reads or writes more than if they were in.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, *tensors: Tensor | None) -> Tensor:
+        """Three large products, one kernel, two small products for each two adapters."""
+        from lewis_core.models.adapter_kernels import activate
+
+        rows, (gate, up, down) = x.reshape(-1, x.shape[-1]), Layer.split(tensors)
+        inner = _first_halves(rows, (gate, up), scale)
+        of_gate, of_up = (F.linear(rows, layer.weight, layer.bias) for layer in (gate, up))
+        gated = activate(of_gate, of_up, inner, (gate.b.to(x.dtype), up.b.to(x.dtype)))
+        of_gated = _first_halves(gated, (down,), scale)
+        ctx.save_for_backward(x, inner, of_gate, of_up, gated, of_gated, *tensors)
+        ctx.scale = scale
+        return _out(gated, down, of_gated).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        """Gradients of the input and of the adapters."""
+        from lewis_core.models.adapter_kernels import activate_back
+
+        x, inner, of_gate, of_up, gated, of_gated, *tensors = ctx.saved_tensors
+        (gate, up, down), scale = Layer.split(tensors), ctx.scale
+        rows, grads = x.reshape(-1, x.shape[-1]), [gradients[0].reshape(-1, gradients[0].shape[-1])]
+        of_inner = _of_inner(grads, (down,), scale)
+        of_down = _of_adapters(gated, of_gated, grads, of_inner, (down,))
+        of_input = _of_input(grads, of_inner, (down,))
+        grads = [*activate_back(of_input, of_gate, of_up, inner, (gate.b.to(x.dtype), up.b.to(x.dtype)))]
+        of_inner = _of_inner(grads, (gate, up), scale)
+        of_x = _of_input(grads, of_inner, (gate, up)).view_as(x) if ctx.needs_input_grad[0] else None
+        return of_x, None, *_of_adapters(rows, inner, grads, of_inner, (gate, up)), *of_down
+
+
 def _first_halves(rows: Tensor, layers: Sequence[Layer], scale: float) -> Tensor:
     """What the adapters' first halves make of the layers' input, scaled: (tokens, ranks)."""
     a = _first(layers, rows.dtype)

@@ -1,43 +1,87 @@
-"""GPU kernels for a step of decoding with adapters: their second halves (LoRA's B) join the work after the product.
+"""GPU kernels that do the adapters' second halves (LoRA's B) on the way: where outputs are read next.
 
+In a step of decoding they are small products, which take longer to start than to compute. With many rows they would
+read and write all outputs once more. Here the gated activation and the rotation add them to what they read.
 A stack's product (:mod:`lewis_core.models.stacking`) leaves for every row the layers' outputs and, behind them, what
-the adapters' first halves make of it. The second halves are small products, which take longer to start than to
-compute: here they are computed where the outputs are read next, by the gated activation and by the rotation.
+the adapters' first halves make of it; in training they come apart (:mod:`lewis_core.models.adapted`).
 Triton's interpreter runs these on a CPU, where the tests compare them.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-COLUMNS = 64
-"""Outputs of a program of the gated activation."""
+
+class Tiles(NamedTuple):
+    """What a program of the gated activation computes, and by how many warps."""
+
+    rows: int
+    columns: int
+    """Of a tile."""
+    number: int
+    """Tiles, one after another, of the same rows: what is between the adapters' halves is read once for all."""
+    warps: int
+
+
+MANY = Tiles(128, 32, 8, 8)
+"""For many rows: the second halves are read again for every 128 rows, and then are a third of what a tile reads. Narrow
+tiles leave registers for several programs beside each other, of which one reads while another computes."""
 MOST_ROWS = 256
-"""With more rows a product of its own is faster: a program reads the second halves once for 64 of them."""
+"""With more rows, stacked layers' second halves are faster as products of their own."""
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _whole(
+    outputs: tl.tensor, of_inner: tl.tensor, after: tl.tensor, at: tl.tensor, used: tl.tensor, column: tl.tensor,
+    after_stride: tl.tensor, width: tl.tensor, rank: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """A tile of a layer's outputs, its adapter's second half added."""
+    out = tl.load(outputs + at, mask=used, other=0.0).to(tl.float32)
+    second = after + column[:, None] * after_stride + tl.arange(0, rank)[None, :]
+    return tl.dot(of_inner, tl.trans(tl.load(second, mask=(column < width)[:, None], other=0.0)), out)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gate(
-    rows: tl.tensor, after: tl.tensor, out: tl.tensor, stride: tl.tensor, after_stride: tl.tensor,
-    count: tl.tensor, width: tl.tensor, block: tl.constexpr, columns: tl.constexpr, rank: tl.constexpr,
+    gate: tl.tensor, up: tl.tensor, inner: tl.tensor, of_gate: tl.tensor, of_up: tl.tensor, out: tl.tensor,
+    stride: tl.tensor, inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
+    block: tl.constexpr, columns: tl.constexpr, tiles: tl.constexpr, rank: tl.constexpr,
 ) -> None:  # fmt: skip
-    row = tl.program_id(0) * block + tl.arange(0, block)
-    column, inner = tl.program_id(1) * columns + tl.arange(0, columns), tl.arange(0, rank)
-    is_row, is_column = (row < count)[:, None], column < width
-    start = rows + row.to(tl.int64)[:, None] * stride
-    used = is_row & is_column[None, :]
-    gate = tl.load(start + column[None, :], mask=used, other=0.0).to(tl.float32)
-    up = tl.load(start + width + column[None, :], mask=used, other=0.0).to(tl.float32)
-    of_gate = tl.load(start + 2 * width + inner[None, :], mask=is_row, other=0.0)
-    of_up = tl.load(start + 2 * width + rank + inner[None, :], mask=is_row, other=0.0)
-    second = after + column[:, None] * after_stride + inner[None, :]
-    gate += tl.dot(of_gate, tl.trans(tl.load(second, mask=is_column[:, None], other=0.0)))
-    second += width * after_stride + rank
-    up += tl.dot(of_up, tl.trans(tl.load(second, mask=is_column[:, None], other=0.0)))
-    tl.store(out + row.to(tl.int64)[:, None] * width + column[None, :], gate * tl.sigmoid(gate) * up, mask=used)
+    row = tl.program_id(1) * block + tl.arange(0, block)
+    is_row, row = (row < count)[:, None], row.to(tl.int64)[:, None]
+    first = inner + row * inner_stride + tl.arange(0, rank)[None, :]
+    gate_inner, up_inner = tl.load(first, mask=is_row, other=0.0), tl.load(first + rank, mask=is_row, other=0.0)
+    for tile in range(tiles):
+        column = (tl.program_id(0) * tiles + tile) * columns + tl.arange(0, columns)
+        used, at = is_row & (column < width)[None, :], row * stride + column[None, :]
+        g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
+        u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
+        tl.store(out + row * width + column[None, :], g * tl.sigmoid(g) * u, mask=used)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _gate_back(
+    grad: tl.tensor, gate: tl.tensor, up: tl.tensor, inner: tl.tensor, of_gate: tl.tensor, of_up: tl.tensor,
+    to_gate: tl.tensor, inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
+    block: tl.constexpr, columns: tl.constexpr, tiles: tl.constexpr, rank: tl.constexpr,
+) -> None:  # fmt: skip
+    row = tl.program_id(1) * block + tl.arange(0, block)
+    is_row, row = (row < count)[:, None], row.to(tl.int64)[:, None]
+    first = inner + row * inner_stride + tl.arange(0, rank)[None, :]
+    gate_inner, up_inner = tl.load(first, mask=is_row, other=0.0), tl.load(first + rank, mask=is_row, other=0.0)
+    for tile in range(tiles):
+        column = (tl.program_id(0) * tiles + tile) * columns + tl.arange(0, columns)
+        used, at = is_row & (column < width)[None, :], row * width + column[None, :]
+        g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
+        u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
+        d = tl.load(grad + at, mask=used, other=0.0).to(tl.float32)
+        s = tl.sigmoid(g)
+        tl.store(to_gate + at, d * u * s * (1.0 + g * (1.0 - s)), mask=used)
+        tl.store(grad + at, d * g * s, mask=used)
 
 
 def gate(rows: Tensor, after: Tensor, rank: int) -> Tensor:
@@ -51,13 +95,59 @@ def gate(rows: Tensor, after: Tensor, rank: int) -> Tensor:
     Returns:
         (rows, width)
     """
-    count, width = len(rows), len(after) // 2
-    out = torch.empty((count, width), device=rows.device, dtype=rows.dtype)
-    block = _block(count)
-    _gate[(triton.cdiv(count, block), triton.cdiv(width, COLUMNS))](
-        rows, after, out, rows.stride(0), after.stride(0), count, width, block, COLUMNS, rank
-    )
+    width = len(after) // 2
+    gate, up, inner = rows[:, :width], rows[:, width : 2 * width], rows[:, 2 * width : 2 * (width + rank)]
+    return activate(gate, up, inner, (after[:width, :rank], after[width:, rank:]))
+
+
+def activate(gate: Tensor, up: Tensor, inner: Tensor, after: tuple[Tensor, Tensor]) -> Tensor:
+    """Gated activation, silu(gate) * up, of outputs that adapters of the same rank change. Has no gradient.
+
+    Args:
+        gate: (rows, width), with neighbouring columns.
+        up: As ``gate``, of the same strides.
+        inner: (rows, 2 rank): what the adapters' first halves make of each, scaled, if ``after`` is not.
+        after: The second halves, (width, rank) each, of the same strides.
+
+    Returns:
+        (rows, width)
+    """
+    out = torch.empty(gate.shape, device=gate.device, dtype=gate.dtype)
+    strides = (gate.stride(0), inner.stride(0), after[0].stride(0))
+    _launch(_gate, (gate, up, inner, *after, out), strides, gate.shape, after[0].shape[1])
     return out
+
+
+def activate_back(
+    grad: Tensor, gate: Tensor, up: Tensor, inner: Tensor, after: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Gradients of what :func:`activate` takes as ``gate`` and ``up``, computed from the same.
+
+    Args:
+        grad: Gradient of its result, (rows, width); becomes that of ``up``.
+        gate: (rows, width), contiguous as are ``grad`` and ``up``.
+        up: As ``gate``.
+        inner: As for :func:`activate`.
+        after: As for :func:`activate`.
+
+    Returns:
+        (rows, width) each
+    """
+    to_gate = torch.empty_like(gate)
+    strides = (inner.stride(0), after[0].stride(0))
+    _launch(_gate_back, (grad, gate, up, inner, *after, to_gate), strides, gate.shape, after[0].shape[1])
+    return to_gate, grad
+
+
+def _launch(kernel: Any, tensors: Sequence[Tensor], strides: Sequence[int], shape: torch.Size, rank: int) -> None:
+    """Run a kernel of the gated activation for outputs of a shape (rows, width)."""
+    count, width = shape
+    tiles = MANY if count > MOST_ROWS else Tiles(_block(count), 64, 1, 4)
+    grid = (triton.cdiv(width, tiles.columns * tiles.number), triton.cdiv(count, tiles.rows))
+    kernel[grid](
+        *tensors, *strides, count, width, tiles.rows, tiles.columns, tiles.number, rank,
+        num_warps=tiles.warps, num_stages=2,
+    )  # fmt: skip
 
 
 @triton.jit  # type: ignore[untyped-decorator]

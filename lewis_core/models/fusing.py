@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lewis_core.models.adapted import Adapted, Layer
+from lewis_core.models.adapted import Adapted, AdaptedMlp, Layer
 from lewis_core.models.features import backbone
-from lewis_core.models.stacking import active_stack
+from lewis_core.models.stacking import RANKS, active_stack
 
 LEAST_HEAD = 16
 HALF = (torch.bfloat16, torch.float16)
@@ -210,9 +210,21 @@ def _mlp_forward(self: Any, x: Tensor) -> Tensor:
         gated = adapter_kernels.gate(stack.product(x), stack.after, stack.rank)
         out: Tensor = self.down_proj(gated.view(*x.shape[:-1], -1))
         return out
+    layers = (self.gate_proj, self.up_proj, self.down_proj)
+    plain = _plain_adapters(layers, x) if stack is None and _take(x) else None
+    if plain is not None and _have_same_rank(plain[1]):
+        scale, parts = plain
+        out = AdaptedMlp.apply(x, scale, *chain.from_iterable(parts))
+        return out
     gate, up = stack(x) if stack else _together((self.gate_proj, self.up_proj), x)
     out = self.down_proj(_activate(gate, up))
     return out
+
+
+def _have_same_rank(layers: Sequence[Layer]) -> bool:
+    """Whether all adapters have the same rank, one that kernels can take."""
+    ranks = {len(layer.a) for layer in layers}
+    return len(ranks) == 1 and ranks <= RANKS
 
 
 def _activate(gate: Tensor, up: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def test_kernels_compute_what_is_written_plainly() -> None:
 
 
 @pytest.mark.parametrize("rank", [16, 64, 128])
-@pytest.mark.parametrize("count", [5, 32, 200])
+@pytest.mark.parametrize("count", [5, 32, 200, 300])
 def test_kernels_with_adapters_compute_what_is_written_plainly(rank: int, count: int) -> None:
     """An MLP's inputs, and queries, keys and values, of Qwen2-VL-7B; rows are parts of wider ones."""
     from lewis_core.models import adapter_kernels
@@ -195,6 +195,38 @@ def test_products_of_few_rows_are_those_of_the_library(outputs: int, inputs: int
     torch.testing.assert_close(sums.float().sum(0), expected, atol=0.02, rtol=0.01)
     joined = expected[:, :outputs] + expected[:, outputs:] @ after.float().t()
     torch.testing.assert_close(product_kernels.join(sums, after).float(), joined, atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize("rank", [16, 64, 128])
+@pytest.mark.parametrize(("count", "width"), [(5, 18944), (1000, 1002), (2100, 18944)])
+def test_an_mlp_with_adapters_computes_what_is_written_plainly(rank: int, count: int, width: int) -> None:
+    """Output, gradients and what is kept for them; in half precision against the same values in float32."""
+    from lewis_core.models.adapted import AdaptedMlp
+
+    def linear(x: torch.Tensor, layer: list[torch.Tensor]) -> torch.Tensor:
+        weight, a, b = layer
+        return x @ weight.t() + 2.0 * (x @ a.t()) @ b.t()
+
+    torch.manual_seed(0)
+    shapes = [((outputs, inputs), (rank, inputs), (outputs, rank)) for outputs, inputs in [(width, 256)] * 2]
+    shapes.append(((256, width), (rank, width), (256, rank)))
+    layers = [[(torch.randn(s, device="cuda") * s[1] ** -0.5).bfloat16().float() for s in layer] for layer in shapes]
+    x = torch.randn(1, count, 256, device="cuda").bfloat16().float()
+    inputs = [x, *(part for _, *parts in layers for part in parts)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    gate, up, down = layers
+    expected = linear(torch.nn.functional.silu(linear(x, gate)) * linear(x, up), down)
+    grad = torch.randn_like(expected).bfloat16()
+    wanted = torch.autograd.grad(expected, inputs, grad.float())
+    tensors = [tensor for weight, a, b in layers for tensor in (weight.bfloat16(), None, a, b)]
+    half, before = x.bfloat16(), torch.cuda.memory_allocated()
+    found = AdaptedMlp.apply(half, 2.0, *tensors)
+    kept = torch.cuda.memory_allocated() - before - found.nbytes
+    assert kept <= 2 * count * (3 * width + 3 * rank) + (1 << 20)
+    gradients = torch.autograd.grad(found, inputs, grad)
+    for one, other in zip((found, *gradients), (expected, *wanted), strict=True):
+        assert (one.float() - other).norm() <= 0.02 * other.norm()
 
 
 @pytest.mark.parametrize("rank", [4, 16])
@@ -309,17 +341,20 @@ def test_features_of_many_images_equal_those_of_one(family: Family) -> None:
             torch.testing.assert_close(other.float(), one.float(), atol=0.05 * float(one.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("rank", [2, 16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_adapters_get_the_gradients_of_separate_sequences(family: Family, checkpointing: bool) -> None:
+def test_adapters_get_the_gradients_of_separate_sequences(family: Family, checkpointing: bool, rank: int) -> None:
     """Direction of the whole gradient, packed in bfloat16 against separate sequences in float32 on the CPU."""
-    exact = gradient(family, "cpu", "float32", packed=False)
-    plain = gradient(family, "cuda", "bfloat16", packed=False)
-    found = gradient(family, "cuda", "bfloat16", packed=True, checkpointing=checkpointing)
+    exact = gradient(family, "cpu", "float32", rank, packed=False)
+    plain = gradient(family, "cuda", "bfloat16", rank, packed=False)
+    found = gradient(family, "cuda", "bfloat16", rank, packed=True, checkpointing=checkpointing)
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(exact, found, 0) >= min(0.999, 1 - 2 * (1 - float(cosine(exact, plain, 0))))
 
 
-def gradient(family: Family, device: str, dtype: str, *, packed: bool, checkpointing: bool = False) -> torch.Tensor:
+def gradient(
+    family: Family, device: str, dtype: str, rank: int, *, packed: bool, checkpointing: bool = False
+) -> torch.Tensor:
     """Gradient of the sum of three completions' log-probabilities, all adapters in one vector."""
     from peft import LoraConfig, get_peft_model
 
@@ -329,7 +364,7 @@ def gradient(family: Family, device: str, dtype: str, *, packed: bool, checkpoin
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", exclude_modules=".*visual.*"))
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear", exclude_modules=".*visual.*"))
     if packed:
         fuse(model)
     for name, parameter in model.named_parameters():
