@@ -67,7 +67,7 @@ class AdaptedMlp(torch.autograd.Function):
     The tensors are those of the :class:`Layer` s gate, up and down, whose adapters have the same rank, one that
     kernels can take (:data:`lewis_core.models.stacking.RANKS`). Outputs of gate and up are kept without their
     adapters' second halves, which the kernels of the activation and of its gradient add where they read them: neither
-    reads or writes more than if they were in.
+    reads or writes more than if they were in. The latter also adds what comes back through the adapter of down.
     """
 
     @staticmethod
@@ -94,8 +94,8 @@ class AdaptedMlp(torch.autograd.Function):
         rows, grads = x.reshape(-1, x.shape[-1]), [gradients[0].reshape(-1, gradients[0].shape[-1])]
         of_inner = _of_inner(grads, (down,), scale)
         of_down = _of_adapters(gated, of_gated, grads, of_inner, (down,))
-        of_input = _of_input(grads, of_inner, (down,))
-        grads = [*activate_back(of_input, of_gate, of_up, inner, (gate.b.to(x.dtype), up.b.to(x.dtype)))]
+        after, following = (gate.b.to(x.dtype), up.b.to(x.dtype)), (of_inner, down.a.to(x.dtype))
+        grads = [*activate_back(grads[0] @ down.weight, following, of_gate, of_up, inner, after)]
         of_inner = _of_inner(grads, (gate, up), scale)
         of_x = _of_input(grads, of_inner, (gate, up)).view_as(x) if ctx.needs_input_grad[0] else None
         return of_x, None, *_of_adapters(rows, inner, grads, of_inner, (gate, up)), *of_down

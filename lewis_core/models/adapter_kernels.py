@@ -30,6 +30,8 @@ class Tiles(NamedTuple):
 MANY = Tiles(128, 32, 8, 8)
 """For many rows: the second halves are read again for every 128 rows, and then are a third of what a tile reads. Narrow
 tiles leave registers for several programs beside each other, of which one reads while another computes."""
+MANY_OF_HIGH_RANK = Tiles(64, 32, 8, 4)
+"""What is kept of 128 rows would take the whole memory of a multiprocessor."""
 MOST_ROWS = 256
 """With more rows, stacked layers' second halves are faster as products of their own."""
 
@@ -65,20 +67,25 @@ def _gate(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gate_back(
-    grad: tl.tensor, gate: tl.tensor, up: tl.tensor, inner: tl.tensor, of_gate: tl.tensor, of_up: tl.tensor,
-    to_gate: tl.tensor, inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
+    grad: tl.tensor, of_inner: tl.tensor, before: tl.tensor, gate: tl.tensor, up: tl.tensor, inner: tl.tensor,
+    of_gate: tl.tensor, of_up: tl.tensor, to_gate: tl.tensor, of_inner_stride: tl.tensor, before_stride: tl.tensor,
+    inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
     block: tl.constexpr, columns: tl.constexpr, tiles: tl.constexpr, rank: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(1) * block + tl.arange(0, block)
     is_row, row = (row < count)[:, None], row.to(tl.int64)[:, None]
     first = inner + row * inner_stride + tl.arange(0, rank)[None, :]
     gate_inner, up_inner = tl.load(first, mask=is_row, other=0.0), tl.load(first + rank, mask=is_row, other=0.0)
+    lanes = tl.arange(0, rank)
+    down_inner = tl.load(of_inner + row * of_inner_stride + lanes[None, :], mask=is_row, other=0.0)
     for tile in range(tiles):
         column = (tl.program_id(0) * tiles + tile) * columns + tl.arange(0, columns)
         used, at = is_row & (column < width)[None, :], row * width + column[None, :]
         g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
         u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
+        first_half = before + lanes[:, None] * before_stride + column[None, :]
         d = tl.load(grad + at, mask=used, other=0.0).to(tl.float32)
+        d = tl.dot(down_inner, tl.load(first_half, mask=(column < width)[None, :], other=0.0), d)
         s = tl.sigmoid(g)
         tl.store(to_gate + at, d * u * s * (1.0 + g * (1.0 - s)), mask=used)
         tl.store(grad + at, d * g * s, mask=used)
@@ -119,12 +126,20 @@ def activate(gate: Tensor, up: Tensor, inner: Tensor, after: tuple[Tensor, Tenso
 
 
 def activate_back(
-    grad: Tensor, gate: Tensor, up: Tensor, inner: Tensor, after: tuple[Tensor, Tensor]
+    grad: Tensor,
+    following: tuple[Tensor, Tensor],
+    gate: Tensor,
+    up: Tensor,
+    inner: Tensor,
+    after: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of what :func:`activate` takes as ``gate`` and ``up``, computed from the same.
 
     Args:
-        grad: Gradient of its result, (rows, width); becomes that of ``up``.
+        grad: Gradient of its result but for what comes through the next layer's adapter, (rows, width); becomes that of
+            ``up``.
+        following: Gradient of what that adapter's first half makes of the result, (rows, rank), and this half, (rank,
+            width), one of both scaled; of the same rank.
         gate: (rows, width), contiguous as are ``grad`` and ``up``.
         up: As ``gate``.
         inner: As for :func:`activate`.
@@ -134,15 +149,17 @@ def activate_back(
         (rows, width) each
     """
     to_gate = torch.empty_like(gate)
-    strides = (inner.stride(0), after[0].stride(0))
-    _launch(_gate_back, (grad, gate, up, inner, *after, to_gate), strides, gate.shape, after[0].shape[1])
+    strides = (*(x.stride(0) for x in following), inner.stride(0), after[0].stride(0))
+    tensors = (grad, *following, gate, up, inner, *after, to_gate)
+    _launch(_gate_back, tensors, strides, gate.shape, after[0].shape[1])
     return to_gate, grad
 
 
 def _launch(kernel: Any, tensors: Sequence[Tensor], strides: Sequence[int], shape: torch.Size, rank: int) -> None:
     """Run a kernel of the gated activation for outputs of a shape (rows, width)."""
     count, width = shape
-    tiles = MANY if count > MOST_ROWS else Tiles(_block(count), 64, 1, 4)
+    many = MANY if rank < 128 else MANY_OF_HIGH_RANK
+    tiles = many if count > MOST_ROWS else Tiles(_block(count), 64, 1, 4)
     grid = (triton.cdiv(width, tiles.columns * tiles.number), triton.cdiv(count, tiles.rows))
     kernel[grid](
         *tensors, *strides, count, width, tiles.rows, tiles.columns, tiles.number, rank,
