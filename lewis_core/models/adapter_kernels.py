@@ -8,7 +8,7 @@ Triton's interpreter runs these on a CPU, where the tests compare them.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -16,22 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 
-class Tiles(NamedTuple):
-    """What a program of the gated activation computes, and by how many warps."""
-
-    rows: int
-    columns: int
-    """Of a tile."""
-    number: int
-    """Tiles, one after another, of the same rows: what is between the adapters' halves is read once for all."""
-    warps: int
-
-
-MANY = Tiles(128, 32, 8, 8)
-"""For many rows: the second halves are read again for every 128 rows, and then are a third of what a tile reads. Narrow
-tiles leave registers for several programs beside each other, of which one reads while another computes."""
-MANY_OF_HIGH_RANK = Tiles(64, 32, 8, 4)
-"""What is kept of 128 rows would take the whole memory of a multiprocessor."""
+ROWS = COLUMNS = 64
+"""Of a program of the gated activation, at most."""
 MOST_ROWS = 256
 """With more rows, stacked layers' second halves are faster as products of their own."""
 
@@ -51,18 +37,17 @@ def _whole(
 def _gate(
     gate: tl.tensor, up: tl.tensor, inner: tl.tensor, of_gate: tl.tensor, of_up: tl.tensor, out: tl.tensor,
     stride: tl.tensor, inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
-    block: tl.constexpr, columns: tl.constexpr, tiles: tl.constexpr, rank: tl.constexpr,
+    block: tl.constexpr, columns: tl.constexpr, rank: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(1) * block + tl.arange(0, block)
     is_row, row = (row < count)[:, None], row.to(tl.int64)[:, None]
     first = inner + row * inner_stride + tl.arange(0, rank)[None, :]
     gate_inner, up_inner = tl.load(first, mask=is_row, other=0.0), tl.load(first + rank, mask=is_row, other=0.0)
-    for tile in range(tiles):
-        column = (tl.program_id(0) * tiles + tile) * columns + tl.arange(0, columns)
-        used, at = is_row & (column < width)[None, :], row * stride + column[None, :]
-        g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
-        u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
-        tl.store(out + row * width + column[None, :], g * tl.sigmoid(g) * u, mask=used)
+    column = tl.program_id(0) * columns + tl.arange(0, columns)
+    used, at = is_row & (column < width)[None, :], row * stride + column[None, :]
+    g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
+    u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
+    tl.store(out + row * width + column[None, :], g * tl.sigmoid(g) * u, mask=used)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -70,7 +55,7 @@ def _gate_back(
     grad: tl.tensor, of_inner: tl.tensor, before: tl.tensor, gate: tl.tensor, up: tl.tensor, inner: tl.tensor,
     of_gate: tl.tensor, of_up: tl.tensor, to_gate: tl.tensor, of_inner_stride: tl.tensor, before_stride: tl.tensor,
     inner_stride: tl.tensor, after_stride: tl.tensor, count: tl.tensor, width: tl.tensor,
-    block: tl.constexpr, columns: tl.constexpr, tiles: tl.constexpr, rank: tl.constexpr,
+    block: tl.constexpr, columns: tl.constexpr, rank: tl.constexpr,
 ) -> None:  # fmt: skip
     row = tl.program_id(1) * block + tl.arange(0, block)
     is_row, row = (row < count)[:, None], row.to(tl.int64)[:, None]
@@ -78,17 +63,16 @@ def _gate_back(
     gate_inner, up_inner = tl.load(first, mask=is_row, other=0.0), tl.load(first + rank, mask=is_row, other=0.0)
     lanes = tl.arange(0, rank)
     down_inner = tl.load(of_inner + row * of_inner_stride + lanes[None, :], mask=is_row, other=0.0)
-    for tile in range(tiles):
-        column = (tl.program_id(0) * tiles + tile) * columns + tl.arange(0, columns)
-        used, at = is_row & (column < width)[None, :], row * width + column[None, :]
-        g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
-        u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
-        first_half = before + lanes[:, None] * before_stride + column[None, :]
-        d = tl.load(grad + at, mask=used, other=0.0).to(tl.float32)
-        d = tl.dot(down_inner, tl.load(first_half, mask=(column < width)[None, :], other=0.0), d)
-        s = tl.sigmoid(g)
-        tl.store(to_gate + at, d * u * s * (1.0 + g * (1.0 - s)), mask=used)
-        tl.store(grad + at, d * g * s, mask=used)
+    column = tl.program_id(0) * columns + tl.arange(0, columns)
+    used, at = is_row & (column < width)[None, :], row * width + column[None, :]
+    g = _whole(gate, gate_inner, of_gate, at, used, column, after_stride, width, rank)
+    u = _whole(up, up_inner, of_up, at, used, column, after_stride, width, rank)
+    first_half = before + lanes[:, None] * before_stride + column[None, :]
+    d = tl.load(grad + at, mask=used, other=0.0).to(tl.float32)
+    d = tl.dot(down_inner, tl.load(first_half, mask=(column < width)[None, :], other=0.0), d)
+    s = tl.sigmoid(g)
+    tl.store(to_gate + at, d * u * s * (1.0 + g * (1.0 - s)), mask=used)
+    tl.store(grad + at, d * g * s, mask=used)
 
 
 def gate(rows: Tensor, after: Tensor, rank: int) -> Tensor:
@@ -158,13 +142,9 @@ def activate_back(
 def _launch(kernel: Any, tensors: Sequence[Tensor], strides: Sequence[int], shape: torch.Size, rank: int) -> None:
     """Run a kernel of the gated activation for outputs of a shape (rows, width)."""
     count, width = shape
-    many = MANY if rank < 128 else MANY_OF_HIGH_RANK
-    tiles = many if count > MOST_ROWS else Tiles(_block(count), 64, 1, 4)
-    grid = (triton.cdiv(width, tiles.columns * tiles.number), triton.cdiv(count, tiles.rows))
-    kernel[grid](
-        *tensors, *strides, count, width, tiles.rows, tiles.columns, tiles.number, rank,
-        num_warps=tiles.warps, num_stages=2,
-    )  # fmt: skip
+    block = _block(count)
+    grid = (triton.cdiv(width, COLUMNS), triton.cdiv(count, block))
+    kernel[grid](*tensors, *strides, count, width, block, COLUMNS, rank)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -236,4 +216,4 @@ def heads(
 
 def _block(count: int) -> int:
     """Rows of a program."""
-    return int(min(64, max(16, triton.next_power_of_2(count))))
+    return int(min(ROWS, max(16, triton.next_power_of_2(count))))
