@@ -15,7 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 ROWS = COLUMNS = 64
 """Of a program of the gated activation, at most."""
 MOST_ROWS = 256

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from accelerate.utils import gather_object
 
 from lewis_core.models.features import backbone
+from lewis_core.models.fusing_vision import fuse_vision
 from lewis_core.training.processes import shards_weights
 
 Work = TypeVar("Work")
@@ -40,6 +41,7 @@ def whole_vision_tower(model: Any) -> Any:
         twin = type(found)._from_config(config, dtype=found.dtype)  # frequencies of positions stay float32
     with deepspeed.zero.GatheredParameters(list(found.visual.parameters())):
         twin.visual.load_state_dict(found.visual.state_dict())
+    fuse_vision(twin)
     return twin.eval().requires_grad_(False)
 
 
