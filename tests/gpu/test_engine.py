@@ -220,7 +220,9 @@ def test_an_mlp_with_adapters_computes_what_is_written_plainly(rank: int, count:
     grad = torch.randn_like(expected).bfloat16()
     wanted = torch.autograd.grad(expected, inputs, grad.float())
     tensors = [tensor for weight, a, b in layers for tensor in (weight.bfloat16(), None, a, b)]
-    half, before = x.bfloat16(), torch.cuda.memory_allocated()
+    half = x.bfloat16()
+    AdaptedMlp.apply(half, 2.0, *tensors)  # what libraries allocate once
+    before = torch.cuda.memory_allocated()
     found = AdaptedMlp.apply(half, 2.0, *tensors)
     kept = torch.cuda.memory_allocated() - before - found.nbytes
     assert kept <= 2 * count * (3 * width + 3 * rank) + (1 << 20)
