@@ -140,8 +140,8 @@ def _plain_adapters(layers: Sequence[Any], x: Tensor) -> tuple[float, list[Layer
 
 def _is_adapted(layer: Any) -> bool:
     """Whether a layer's forward is ours, and nobody wants to be told of it."""
-    forward = getattr(vars(layer).get("forward"), "__func__", None)
-    return forward is _adapted_forward and not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return getattr(vars(layer).get("forward"), "__func__", None) is _adapted_forward and not any(hooks)
 
 
 def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:

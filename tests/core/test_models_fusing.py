@@ -85,14 +85,15 @@ def test_adapters_compute_what_peft_computes(
         torch.testing.assert_close(gradient, wanted[name], atol=1e-6, rtol=1e-6)
 
 
-def test_who_wants_to_be_told_of_a_layer_is(checkpoint: Path) -> None:
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_who_wants_to_be_told_of_a_layer_is(checkpoint: Path, register: str) -> None:
     """Layers of one input are computed one by one if somebody listens to one of them."""
     model = adapted(checkpoint)
     fuse(model)
     expected, wanted = run(model)
     told: list[Tensor] = []
-    layer = model.get_base_model().model.language_model.layers[0].self_attn.k_proj
-    layer.register_forward_hook(lambda _, inputs, out: told.append(out))
+    layer = model.get_base_model().model.language_model.layers[-1].self_attn.k_proj
+    getattr(layer, register)(lambda *found: told.append(found[-1]))
     found, gradients = run(model)
     assert len(told) == 1
     torch.testing.assert_close(found, expected)
