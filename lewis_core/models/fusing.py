@@ -169,7 +169,7 @@ def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:
 
 def _norm_forward(self: Any, hidden_states: Tensor) -> Tensor:
     of, normed = self.__dict__.pop(READY, (None, None))
-    if of is hidden_states:  # the layer before has normed it with its sum; nothing came between
+    if of is hidden_states and not torch.is_grad_enabled():  # the layer before has normed it; nothing came between
         ready: Tensor = normed
         return ready
     if hidden_states.dtype != self.weight.dtype:

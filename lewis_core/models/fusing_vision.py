@@ -92,7 +92,8 @@ def _embed_forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
     of, normed = self.__dict__.pop(READY, (None, None))
-    out: Tensor = normed if of is x else type(self).forward(self, x)
+    is_ready = of is x and not torch.is_grad_enabled()
+    out: Tensor = normed if is_ready else type(self).forward(self, x)
     return out
 
 

@@ -10,10 +10,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
+from lewis_core.models import fusing_vision
 from lewis_core.models.adapted import Adapted
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.decoding import draw
-from lewis_core.models.fusing import _norm_forward, fuse
+from lewis_core.models.fusing import READY, _norm_forward, fuse
 from lewis_core.models.packing import Group, last_logits, pack
 from lewis_core.models.stacking import stacks_of
 from lewis_core.testing import write_tiny_checkpoint
@@ -132,6 +133,21 @@ def test_norms_say_the_same(checkpoint: Path) -> None:
     layer = adapted(checkpoint).get_base_model().model.language_model.layers[0]
     x = torch.randn(1, 3, layer.input_layernorm.weight.numel(), dtype=torch.float64)
     torch.testing.assert_close(_norm_forward(layer.input_layernorm, x), layer.input_layernorm(x), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("of_norm", [_norm_forward, fusing_vision._norm_forward])
+def test_what_was_normed_without_gradients_is_not_taken_with_them(checkpoint: Path, of_norm: Any) -> None:
+    """A checkpoint that runs a layer without gradients ends before the norm that follows, which needs them."""
+    norm = adapted(checkpoint).get_base_model().model.language_model.norm
+    x = torch.randn(1, 3, norm.weight.numel(), dtype=torch.float64, requires_grad=True)
+    for with_gradients in (False, True):
+        ready = torch.zeros_like(x)
+        norm.__dict__[READY] = x, ready
+        with torch.set_grad_enabled(with_gradients):
+            out = of_norm(norm, x)
+        assert (out is ready) is not with_gradients
+        assert out.requires_grad is with_gradients
+        assert READY not in vars(norm)
 
 
 @pytest.mark.parametrize("size", [7, 512, 5000])
