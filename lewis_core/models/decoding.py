@@ -99,6 +99,8 @@ class Table:
         """Rows that have ended, or are empty."""
         self.steps = 0
         """Tokens that a row has written which has not ended."""
+        self.longest = 0
+        """Most tokens of any row: after as many steps all have ended."""
         self._hidden = torch.zeros(text.vocab_size, device=device, dtype=torch.bool)
         self._hidden[sorted(banned)] = True
         self._warm = False
@@ -145,6 +147,7 @@ class Table:
         device, used = self._token.device, slots >= 0
         index = slots.clamp(min=0)
         self._limit.copy_(limits[index].to(device))
+        self.longest = int((limits[index] * used).max())
         self._warmth.copy_((warmth[index] * used).to(device))
         self._draws[:, : draws.shape[1]] = draws[index].to(device)
         self._warm = bool((warmth[index] * used > 0).any())
@@ -178,7 +181,7 @@ class Table:
         self.done.copy_(other.done[index] | ~used)
         self._new_mask.copy_(other._new_mask)
         self._at.copy_(other._at)
-        self.steps, self._warm = other.steps, other._warm
+        self.steps, self.longest, self._warm = other.steps, other.longest, other._warm
 
     # Decoding --------------------------------------------------------------------------------------------------
 

@@ -157,9 +157,9 @@ class Sampler:
 
     def _steps(self, table: Table) -> Callable[[], Tensor]:
         """Write some tokens in every row; returns how to learn which rows had ended shortly before the last of them."""
-        count = min(CHECK_EVERY if self._fixed else 1, table.shape.new_length - table.steps)
-        is_last = table.steps + count == table.shape.new_length
-        ahead = AHEAD if table.shape.fixed and not is_last else 0
+        left = table.longest - table.steps
+        count = min(CHECK_EVERY if self._fixed else 1, left)
+        ahead = AHEAD if self._fixed and count < left else 0
         for _ in range(count - ahead):
             table.step()
         look = table.look()

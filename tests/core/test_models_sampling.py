@@ -15,7 +15,7 @@ from PIL import Image
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.models import sampling as sampling_module
 from lewis_core.models.continuation import Prompt
-from lewis_core.models.decoding import arrange
+from lewis_core.models.decoding import Table, arrange
 from lewis_core.models.features import VisionEncoder, encoder_outputs
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
@@ -166,6 +166,21 @@ def test_a_completion_depends_on_its_own_seed_only(world: World, fixed: bool) ->
             assert (other.ids, other.end) == (together[row].ids, together[row].end)
             assert other.logps == pytest.approx(together[row].logps, abs=1e-4)
         assert len(together[row].logps) == len(together[row].ids) + (together[row].end is not None)
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (8, 3), (16, 5), (17, 32), (33, 33)])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_no_step_follows_the_last_token(
+    world: World, fixed: bool, limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far rows are looked at ahead of time; the first token of each row takes none."""
+    steps: list[int] = []
+    step = Table.step
+    monkeypatch.setattr(Table, "step", lambda table: (steps.append(1), step(table))[1])
+    sampler = world.sampler(eos=NEVER, fixed_shapes=fixed)
+    written = sampler.sample(world.prompts, [0, 1], [Sampling(limit, 0.0, 0) for limit in limits])
+    assert [len(one.ids) for one in written] == list(limits)
+    assert len(steps) == max(limits) - 1
 
 
 def test_tables_of_fixed_sizes_are_used_again(world: World) -> None:
