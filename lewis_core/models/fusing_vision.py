@@ -48,7 +48,8 @@ def _fuse_blocks(vision: Any) -> int:
         norm = following.norm1
         if _is_known(norm) and _is_short(block, _block_forward):
             changed += _shorten(norm, _norm_forward)
-            block.__dict__[FOLLOWING] = norm
+            if _is_short(norm, _norm_forward):
+                block.__dict__[FOLLOWING] = norm
     return changed
 
 

@@ -76,7 +76,10 @@ class WritingWeights:
                 parameter.data = original
 
     def _look(self, stacks: Sequence[Stack]) -> tuple[Any, ...]:
-        adapters = (() if layer.disable_adapters else tuple(layer.active_adapters) for layer in self._layers)
+        adapters = (
+            () if layer.disable_adapters else tuple((name, layer.scaling.get(name)) for name in layer.active_adapters)
+            for layer in self._layers
+        )
         return *adapters, *(id(stack) if stack.is_active else 0 for stack in stacks)
 
     def _keep(self, parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -33,7 +33,6 @@ class Plan:
     stages: int
 
 
-@functools.cache
 def plan(rows: int, outputs: int, inputs: int, device: torch.device) -> Plan | None:
     """Divide a product among a GPU's multiprocessors.
 
@@ -46,10 +45,15 @@ def plan(rows: int, outputs: int, inputs: int, device: torch.device) -> Plan | N
     Returns:
         ``None`` if the library's product is to be used.
     """
+    return _plan(_padded(rows), outputs, inputs, device) if rows <= MOST_ROWS else None
+
+
+@functools.cache
+def _plan(rows: int, outputs: int, inputs: int, device: torch.device) -> Plan | None:
     gpu: Any = torch.cuda.get_device_properties(device)
-    piece = 2 * INPUTS * (OUTPUTS + _padded(rows))  # bytes, of weights and of rows
+    piece = 2 * INPUTS * (OUTPUTS + rows)  # bytes, of weights and of rows
     stages = min(STAGES, gpu.shared_memory_per_block_optin // piece)
-    if rows > MOST_ROWS or inputs % INPUTS or stages < LEAST_STAGES:
+    if inputs % INPUTS or stages < LEAST_STAGES:
         return None
     pieces, most = inputs // INPUTS, max(1, gpu.multi_processor_count // triton.cdiv(outputs, OUTPUTS))
     parts = max(part for part in range(1, min(most, pieces) + 1) if pieces % part == 0)

@@ -108,7 +108,8 @@ class Stack:
             return None
         from lewis_core.models.product_kernels import plan
 
-        return plan(len(rows), *self._matrix.shape, rows.device)
+        outputs, inputs = self._matrix.shape
+        return plan(len(rows), outputs, inputs, rows.device)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""

@@ -199,15 +199,16 @@ def test_products_of_few_rows_are_divided_among_multiprocessors(monkeypatch: pyt
     kernels = pytest.importorskip("lewis_core.models.product_kernels", reason="needs Triton")
     gpu = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232448)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    kernels._plan.cache_clear()
     device = torch.device("cuda", 7)
     shapes = [(38016, 3584), (4800, 3584), (3648, 3584), (3648, 18944), (1600, 8960)]
     assert [kernels.plan(64, *shape, device).parts for shape in shapes] == [1, 1, 2, 2, 5]
     assert kernels.plan(64, 3648, 3584, device).stages == 5
     assert kernels.plan(65, 3648, 3584, device) is None  # many rows
     assert kernels.plan(64, 3648, 3500, device) is None  # no whole pieces
-    gpu.shared_memory_per_block_optin = 65536
-    assert kernels.plan(63, 3648, 3584, device) is None  # too little shared memory for pieces under way
-    assert kernels.plan(16, 3648, 3584, device).stages == 3
+    gpu.shared_memory_per_block_optin, other = 65536, torch.device("cuda", 8)
+    assert kernels.plan(64, 3648, 3584, other) is None  # too little shared memory for pieces under way
+    assert kernels.plan(16, 3648, 3584, other).stages == 3
 
 
 def test_what_cannot_be_stacked_is_left_alone(checkpoint: Path) -> None:

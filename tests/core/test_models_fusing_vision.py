@@ -178,3 +178,12 @@ def test_what_is_compiled_or_not_known_is_left_alone(monkeypatch: pytest.MonkeyP
     fuse_vision(holder(vision))
     short = [[name for name, part in block.named_modules() if "forward" in vars(part)] for block in vision.blocks]
     assert short == [["attn"], ["", "attn"]]
+
+
+def test_a_norm_that_somebody_else_has_changed_is_not_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusing_vision, "has_kernels", lambda _: True)
+    vision = tower("qwen2_vl")
+    first, second = vision.blocks
+    second.norm1.forward = lambda x: x
+    fuse_vision(holder(vision))
+    assert fusing_vision.FOLLOWING not in vars(first)

@@ -237,6 +237,13 @@ def test_an_adapter_is_part_of_what_is_sampled_and_no_weight_changes(world: Worl
         with adapted.disable_adapter():
             assert ids_of(kept.sample(world.prompts, rows, greedy)) == base
         assert list(kept._tables.values()) != [table]  # whose graphs would still have the adapter
+        kept.sample(world.prompts, rows, greedy)
+        [table] = kept._tables.values()
+        for layer in adapted.modules():
+            if hasattr(layer, "lora_A") and hasattr(layer, "scaling"):
+                layer.scaling["default"] *= 2
+        kept.sample(world.prompts, rows, greedy)
+        assert list(kept._tables.values()) != [table]  # or the scale that it was captured with
     finally:
         adapted.unload()
 
