@@ -102,7 +102,8 @@ class Table:
         self.longest = 0
         """Most tokens of any row: after as many steps all have ended."""
         self._hidden = torch.zeros(text.vocab_size, device=device, dtype=torch.bool)
-        self._hidden[sorted(banned)] = True
+        self._banned = torch.tensor(sorted(banned), **whole)
+        self._hidden[self._banned] = True
         self._warm = False
         self._visible = 0
         self._graphs: dict[tuple[int, bool], Any] = {}
@@ -279,7 +280,7 @@ class Table:
             drawing_kernels.choose(logits, self._hidden, self._eos, self._at, rows, draws=self._warm)
             return
         divisor = torch.where(self._warmth > 0, self._warmth, 1.0)[:, None]
-        scaled = (logits / divisor.to(self._precision)).masked_fill_(self._hidden, -torch.inf)
+        scaled = (logits / divisor.to(self._precision)).index_fill_(1, self._banned, -torch.inf)
         probabilities = scaled.softmax(-1)
         token = scaled.argmax(-1)
         if self._warm:

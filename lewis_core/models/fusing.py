@@ -133,9 +133,14 @@ def _together(layers: Sequence[Any], x: Tensor) -> Sequence[Tensor]:
 
 def _plain_adapters(layers: Sequence[Any], x: Tensor) -> tuple[float, list[Layer]] | None:
     """Scale and tensors of layers, if all of them are the plain case with the same scale."""
-    found = [plain for layer in layers if _is_adapted(layer) and (plain := _plain_adapter(layer, x))]
-    scales = {scale for scale, _ in found}
-    return (scales.pop(), [layer for _, layer in found]) if len(found) == len(layers) and len(scales) == 1 else None
+    scales, found = set(), []
+    for layer in layers:
+        plain = _plain_adapter(layer, x) if _is_adapted(layer) else None
+        if plain is None:
+            return None
+        scales.add(plain[0])
+        found.append(plain[1])
+    return (scales.pop(), found) if len(scales) == 1 else None
 
 
 def _is_adapted(layer: Any) -> bool:
@@ -146,8 +151,10 @@ def _is_adapted(layer: Any) -> bool:
 
 def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:
     """Scale and tensors of a layer whose adapter can do without peft."""
+    if layer.merged or layer.disable_adapters:
+        return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
-    if len(names) != 1 or layer.disable_adapters or layer.merged:
+    if len(names) != 1:
         return None
     [name], base = names, layer.base_layer
     dropout, parts = layer.lora_dropout[name], (layer.lora_A[name], layer.lora_B[name])
