@@ -39,3 +39,8 @@ class KeepsImages(Protocol):
 
     def prompt_cache(self) -> CacheStatistics | None:
         """Keys and values as they are kept now; ``None`` if none are."""
+
+
+def computes_here(model: object) -> bool:
+    """Whether a model computes in this process: asking it is work then, and not waiting."""
+    return bool(getattr(model, "computes_here", False))

@@ -58,6 +58,8 @@ class VisionLanguageModel:
         serves: What it is called and how it was loaded.
     """
 
+    computes_here = True
+
     def __init__(
         self,
         model: Any,

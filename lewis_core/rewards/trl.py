@@ -29,7 +29,7 @@ from lewis_core.errors import (
     TrainingError,
 )
 from lewis_core.listener.schemas import MAX_DESCRIPTIONS, GameScores, ScoreGame
-from lewis_core.models.protocol import AnsweringModel
+from lewis_core.models.protocol import AnsweringModel, computes_here
 from lewis_core.rewards import text as texts
 from lewis_core.rewards.hacks import Game, find_hacks
 from lewis_core.rewards.listener import is_first, listener_reward, posterior
@@ -69,7 +69,7 @@ class ListenerReward:
         model: The listener.
         config: Shape of the reward, price of malformed text.
         max_masked_frac: A larger share of completions that the listener cannot judge stops training.
-        requests: Requests that are sent ahead at the same time; 0: none is.
+        requests: Requests that are sent ahead at the same time; none are to a listener that computes in this process.
     """
 
     __name__ = "listener"
@@ -79,7 +79,10 @@ class ListenerReward:
     ) -> None:
         self._model, self._config, self._max_masked_frac = model, config, max_masked_frac
         self._asked: tuple[object, list[Judgement | None]] | None = None
-        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="listener-reward") if requests else None
+        self.waits = not computes_here(model)
+        """Whether to ask is to wait for somebody else, not to compute."""
+        is_ahead = requests > 0 and self.waits
+        self._pool = ThreadPoolExecutor(requests, thread_name_prefix="listener-reward") if is_ahead else None
         self._begun: list[tuple[list[int], list[str], Future[_Judged]]] = []
         self.masked: frozenset[int] = frozenset()
         """Positions of the last call's completions that the listener could not judge."""

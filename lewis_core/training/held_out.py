@@ -197,7 +197,7 @@ class HeldOutCallback(Measurement):
             reward = ListenerReward(model, ListenerRewardConfig(), max_masked_frac=1.0, requests=0)
             ask = partial(reward.ask, texts, candidates, words)
             try:
-                judgements = self._trainer.meeting.unless_stopped(ask)
+                judgements = self._trainer.meeting.unless_stopped(ask, waits=reward.waits)
             except ListenerError as error:
                 logger.warning("the %slistener is not measured at this step: %s", prefix or "held-out ", error)
                 return {}

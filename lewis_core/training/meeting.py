@@ -99,12 +99,20 @@ class Meeting:
             self.meet(error)
             raise
 
-    def unless_stopped(self, work: Callable[[], Result]) -> Result:
+    def unless_stopped(self, work: Callable[[], Result], *, waits: bool = True) -> Result:
         """Do work that waits for somebody; it is left alone when training is to stop.
+
+        Args:
+            work: What is done, in a thread of its own.
+            waits: Whether it does wait. If it computes, it is done here and to its end: in another thread, torch would
+                set up a second pool of workers for it, and two pools are in each other's way.
 
         Raises:
             StoppedError: If training is to stop.
         """
+        if not waits:
+            self.check()
+            return work()
         done: Future[Result] = Future()
         threading.Thread(target=_settle, args=(done, work), name="unless-stopped", daemon=True).start()
         while not wait([done], LOOK_EVERY_S).done:

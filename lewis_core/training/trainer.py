@@ -190,7 +190,7 @@ class SpeakerTrainer(GRPOTrainer):  # type: ignore[misc]
         with self._together("listener_wait"):
             if (listener := self._listener) is not None:
                 columns = [[row[name] for row in inputs] for name in ("candidates", "category_word")]
-                self.meeting.unless_stopped(lambda: listener.ask(completions, *columns))
+                self.meeting.unless_stopped(lambda: listener.ask(completions, *columns), waits=listener.waits)
         failures: list[Exception] = []
         rewards_of, self.reward_funcs = self.reward_funcs, [hold(f, failures) for f in self.reward_funcs]
         try:  # all processes come to TRL's collective, and learn of failures after it

@@ -178,6 +178,20 @@ def test_without_requests_ahead_all_are_judged_at_the_end() -> None:
     assert function.ask([RED], **columns) == reward(CountingModel()).ask([RED], **columns)
 
 
+def test_nothing_is_sent_ahead_to_a_listener_in_this_process() -> None:
+    class ModelHere(CountingModel):
+        """One that computes in this process."""
+
+        computes_here = True
+
+    model, columns = ModelHere(), {"candidates": [["a", "b"]], "category_word": ["mug"]}
+    function = reward(model)
+    assert (function.waits, reward(CountingModel()).waits) == (False, True)
+    function.begin([0], [RED], **columns)
+    assert model.requests == []
+    assert function.ask([RED], **columns) == reward(CountingModel()).ask([RED], **columns)
+
+
 def test_items_refused_ahead_are_masked() -> None:
     function = reward(CountingModel())
     function.begin([1], [RED], [["bad", "b"]], ["mug"])

@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -297,6 +299,18 @@ def test_a_signal_that_comes_while_others_are_asked_is_not_lost(monkeypatch: pyt
     assert flag.is_set()
     assert flag.is_set()
     assert list(told.values()) == [b"1"]  # the others learn of it
+
+
+def test_what_waits_has_a_thread_of_its_own_and_what_computes_has_not() -> None:
+    """Torch would set up another pool of workers for a thread that computes."""
+    own = Meeting(may_stop=lambda: True)
+    here = threading.current_thread()
+    assert own.unless_stopped(threading.current_thread) is not here
+    assert own.unless_stopped(threading.current_thread, waits=False) is here
+    own.stop.ask()
+    for waits in (True, False):
+        with pytest.raises(StoppedError):
+            own.unless_stopped(lambda: time.sleep(0.5), waits=waits)
 
 
 def test_an_error_that_cannot_travel_arrives_as_one_that_can() -> None:
