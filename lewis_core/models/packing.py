@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lewis_core.models.attention import ATTENTION, Layout, Span
+from lewis_core.models.attention import ATTENTION
 from lewis_core.models.continuation import Prompt, prompt_positions
 from lewis_core.models.features import ImageFeatures, backbone, encoder_outputs, send
+from lewis_core.models.layout import Layout, Span
 
 IGNORE = -100
 """Label of places where no token is expected."""
