@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lewis_core.models.wide_products import add_product_, linear
+
 
 class Layer(NamedTuple):
     """A frozen layer and its adapter, which is cast to the precision of what it reads."""
@@ -119,7 +121,7 @@ def _parts(inner: Tensor, layers: Sequence[Layer]) -> Sequence[Tensor]:
 
 def _out(rows: Tensor, layer: Layer, inner: Tensor) -> Tensor:
     """A layer's output, its adapter's second half added: (tokens, out)."""
-    return F.linear(rows, layer.weight, layer.bias).addmm_(inner, layer.b.to(rows.dtype).t())
+    return linear(rows, layer.weight, layer.bias).addmm_(inner, layer.b.to(rows.dtype).t())
 
 
 def _of_inner(grads: Sequence[Tensor], layers: Sequence[Layer], scale: float) -> Tensor:
@@ -132,9 +134,9 @@ def _of_inner(grads: Sequence[Tensor], layers: Sequence[Layer], scale: float) ->
 
 def _of_input(grads: Sequence[Tensor], of_inner: Tensor, layers: Sequence[Layer]) -> Tensor:
     """Gradient of the layers' input: (tokens, in)."""
-    found = grads[0] @ layers[0].weight
+    found = linear(grads[0], layers[0].weight.t())
     for grad, layer in zip(grads[1:], layers[1:], strict=True):
-        found.addmm_(grad, layer.weight)
+        add_product_(found, grad, layer.weight.t())
     return found.addmm_(of_inner, _first(layers, of_inner.dtype))
 
 

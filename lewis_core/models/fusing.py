@@ -2,7 +2,8 @@
 
 What is computed stays the same; modules keep their names and weights, only the way to their results is shorter.
 Adapters (LoRA) of layers that read the same input share their products (:mod:`lewis_core.models.adapted`). On a GPU in
-half precision a norm, an activation and the rotation of queries and keys are one kernel each.
+half precision a norm, an activation and the rotation of queries and keys are one kernel each. On a CPU in float32,
+products are those of :mod:`lewis_core.models.wide_products`.
 
 Everything that is not the plain case (dropout, other kinds of adapters, weights that ZeRO-3 spreads over processes) is
 left to the module's own forward.
@@ -21,7 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lewis_core.models.adapted import Adapted, AdaptedMlp, Layer
 from lewis_core.models.features import backbone
-from lewis_core.models.stacking import RANKS, active_stack
+from lewis_core.models.stacking import RANKS, Stack, active_stack
+from lewis_core.models.wide_products import widen
 
 LEAST_HEAD = 16
 HALF = (torch.bfloat16, torch.float16)
@@ -47,9 +49,10 @@ def fuse(model: Any) -> int:
         for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp):
             if getattr(part, "_compiled_call_impl", None) is None:
                 changed += sum(_fuse_module(module, with_kernels) for module in part.modules())
+                changed += widen(part.modules())
         if getattr(layer.post_attention_layernorm, "_compiled_call_impl", None) is None:
             changed += _fuse_module(layer, with_kernels)
-    changed += _fuse_module(text.norm, with_kernels)
+    changed += _fuse_module(text.norm, with_kernels) + widen([model.get_output_embeddings()])
     norms = [layer.input_layernorm for layer in text.layers[1:]] + [text.norm]
     for layer, norm in zip(text.layers, norms, strict=True):
         if getattr(vars(norm).get("forward"), "__func__", None) is _norm_forward:
@@ -211,7 +214,7 @@ def _layer_forward(self: Any, hidden_states: Tensor, **arguments: Any) -> Tensor
 
 def _mlp_forward(self: Any, x: Tensor) -> Tensor:
     stack = active_stack(self)
-    if stack is not None and stack.rank and _are_few(x):
+    if isinstance(stack, Stack) and stack.rank and _are_few(x):
         from lewis_core.models import adapter_kernels
 
         gated = adapter_kernels.gate(stack.product(x), stack.after, stack.rank)
@@ -277,7 +280,7 @@ def _heads(layer: Any, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     """Queries and keys, rotated, and values: (batch, tokens, heads, head dim)."""
     shape, stack = (*x.shape[:-1], -1, layer.head_dim), active_stack(layer)
     has_norms = hasattr(layer, "q_norm")
-    if stack is not None and stack.rank and _are_few(x) and not has_norms and layer.head_dim >= 2 * LEAST_HEAD:
+    if isinstance(stack, Stack) and stack.rank and _are_few(x) and not has_norms and layer.head_dim >= 2 * LEAST_HEAD:
         from lewis_core.models import adapter_kernels
 
         queries, groups, _ = (size // layer.head_dim for size in stack.sizes)

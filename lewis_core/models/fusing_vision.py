@@ -2,7 +2,8 @@
 
 What is computed stays the same; modules keep their names and weights. Patches are embedded by a matrix product on any
 device. On a GPU in half precision, and without gradients (the tower is frozen), the rotation of queries and keys, an
-activation, and a sum with the norm of it are one kernel each.
+activation, and a sum with the norm of it are one kernel each. On a CPU in float32, and without gradients, products are
+those of :mod:`lewis_core.models.wide_products`.
 
 Everything else (gradients, attention that takes images one by one, weights that ZeRO-3 spreads over processes, an
 activation or a norm that is not known) is left to the module's own forward.
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from lewis_core.models.attention import IMAGE_ATTENTION, image_attention
 from lewis_core.models.features import backbone
 from lewis_core.models.fusing import FOLLOWING, READY, has_kernels, is_silu
+from lewis_core.models.wide_products import linear, widen
 
 
 def fuse_vision(model: Any) -> int:
@@ -33,7 +35,7 @@ def fuse_vision(model: Any) -> int:
     """
     vision = backbone(model).visual
     changed = int(_is_product(vision.patch_embed.proj) and _shorten(vision.patch_embed, _embed_forward))
-    return changed + (_fuse_blocks(vision) if has_kernels(vision) else 0)
+    return changed + (_fuse_blocks(vision) if has_kernels(vision) else widen(vision.modules()))
 
 
 def _fuse_blocks(vision: Any) -> int:
@@ -88,7 +90,8 @@ def _embed_forward(self: Any, hidden_states: Tensor) -> Tensor:
         own: Tensor = type(self).forward(self, hidden_states)
         return own
     patches = hidden_states.reshape(-1, weight[0].numel()).to(weight.dtype)
-    return F.linear(patches, weight.flatten(1), self.proj.bias)
+    project = F.linear if torch.is_grad_enabled() else linear
+    return project(patches, weight.flatten(1), self.proj.bias)
 
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.listener.schemas import ChoiceItem, GameScores, Question, ScoreGame
-from lewis_core.models import packing
+from lewis_core.models import packing, wide_products
 from lewis_core.models.continuation import Prefilled, Prompt, last_logits
 from lewis_core.models.features import ImageFeatures, VisionEncoder
 from lewis_core.models.images import ImageFolder
@@ -32,6 +32,12 @@ SIZES = {"a.jpg": (56, 84), "b.jpg": (112, 56), "c.jpg": (84, 84), "d.jpg": (56,
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-7}
 """Largest differences of log-odds of about 10; RMSNorm is float32 inside a float64 model."""
 Answering = dict[str, VisionLanguageModel]
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models would never ask for those that large ones ask for."""
+    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
 
 
 class World:

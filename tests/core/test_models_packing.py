@@ -15,12 +15,13 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from lewis_core.config.base import ModelRef, Runtime
-from lewis_core.models import attention
-from lewis_core.models.attention import Layout, Span, use_shared_prefix
+from lewis_core.models import attention, wide_products
+from lewis_core.models.attention import use_shared_prefix
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.features import ImageFeatures, VisionEncoder, encoder_outputs
 from lewis_core.models.fusing import fuse
 from lewis_core.models.images import ImageFolder
+from lewis_core.models.layout import Layout, Span
 from lewis_core.models.loading import load_model
 from lewis_core.models.packing import IGNORE, Beginning, Group, batches, last_logits, pack
 from lewis_core.testing import write_image, write_tiny_checkpoint
@@ -33,6 +34,12 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-9}
 """Largest differences of values of about 10."""
 GRADIENT_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-6}
 """Relative to the largest gradient; RMSNorm is float32 inside a float64 model."""
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models would never ask for those that large ones ask for."""
+    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
 
 
 class World:

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 
 from lewis_core.config.base import ModelRef, Runtime
 from lewis_core.config.training import LoraSettings, RewardsConfig, TrainSpeakerConfig
+from lewis_core.models import wide_products
 from lewis_core.testing import FakeModel, write_photo_tree, write_tiny_checkpoint
 from lewis_core.training.shared_prefix import SharedPrefixTrainer
 from lewis_core.training.speaker import build_trainer
@@ -94,6 +95,12 @@ def build(reference: ModelRef, folder: Path, **changes: Any) -> Any:
     )
     runtime = Runtime(device="cpu", torch_threads=1)
     return build_trainer(rows, FakeModel(), folder / "work", config, folder / "data", runtime)
+
+
+@pytest.fixture(autouse=True)
+def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models would never ask for those that large ones ask for."""
+    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
 
 
 @pytest.fixture(scope="module")
