@@ -1,10 +1,12 @@
 """Linear layers that read the same input as one matrix product, their adapters included: for decoding.
 
 A step of decoding reads every weight for few rows, so what counts is how many products there are, not how large they
-are. Queries, keys and values are one product, and so are an MLP's two inputs; the first half of the adapters (LoRA's A)
-rides along as further rows of the same matrix, the second halves (B) are one small product more.
+are. Queries, keys and values are one product, and so are an MLP's two inputs.
 
-The weights are not copied: a stack's matrix is their new home, of which each layer's weight is a part.
+In half precision on a GPU (:class:`Stack`), the first half of the adapters (LoRA's A) rides along as further rows of
+the same matrix, the second halves (B) are one small product more; added to a weight in bfloat16, most of a small
+adapter would be lost. The weights are not copied: a stack's matrix is their new home, of which each layer's weight is a
+part. In full precision on a CPU (:class:`MergedStack`), adapters are added to copies of the weights.
 """
 
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lewis_core.models.wide_products import linear
 
 STACKED = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
@@ -53,6 +57,10 @@ class Stack:
             (first, second.split(self.sizes)[number])
             for (number, *_), (first, second) in zip(self._places, halves, strict=True)
         ]
+
+    def fits(self) -> bool:
+        """Whether the layers' weights are parts of the matrix."""
+        return self.owns_weights()
 
     def owns_weights(self, *, move: bool = False) -> bool:
         """Whether the layers' weights are parts of the matrix; they are not if somebody has replaced them since.
@@ -126,34 +134,81 @@ class Stack:
         return torch.split(out.view(*x.shape[:-1], -1), self.sizes, -1)
 
 
-def stacks_of(model: Any) -> list[Stack]:
+class MergedStack:
+    """Linear layers of the same input, or their LoRA wrappers, in copies of their weights that have the adapters in.
+
+    Args:
+        layers: At least one, in float32 or float64.
+    """
+
+    def __init__(self, layers: Sequence[Any]) -> None:
+        self.layers = tuple(layers)
+        bases = [_base(layer) for layer in layers]
+        self.is_active = False
+        """Whether it is used: while a model writes."""
+        self.sizes = [base.out_features for base in bases]
+        """Width of each layer's output."""
+        weight, width = bases[0].weight.data, sum(self.sizes)
+        with torch.inference_mode(False), torch.no_grad():
+            self._matrix = weight.new_empty((width, bases[0].in_features))
+            self._bias = weight.new_zeros(width) if any(base.bias is not None for base in bases) else None
+
+    def fits(self) -> bool:
+        """Whether the layers are where they were."""
+        first: Tensor = _base(self.layers[0]).weight
+        return (first.device, first.dtype) == (self._matrix.device, self._matrix.dtype)
+
+    @torch.no_grad()
+    def refresh(self) -> bool:
+        """Take over weights, biases and adapters as they are now; returns that the stack can stand for the layers."""
+        for layer, part in zip(self.layers, self._matrix.split(self.sizes), strict=True):
+            part.copy_(_base(layer).weight)
+            for name in _adapters(layer):
+                first, second = (table[name].weight.to(part.dtype) for table in (layer.lora_A, layer.lora_B))
+                part.addmm_(second, first, alpha=layer.scaling[name])
+        if self._bias is not None:
+            for layer, part in zip(self.layers, self._bias.split(self.sizes), strict=True):
+                if (bias := _base(layer).bias) is not None:
+                    part.copy_(bias)
+        return True
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""
+        return torch.split(linear(x, self._matrix, self._bias), self.sizes, -1)
+
+
+AnyStack = Stack | MergedStack
+
+
+def stacks_of(model: Any, kind: type[AnyStack] = Stack) -> list[AnyStack]:
     """Find the stacks of a language model's layers; they are made at the first time, where they are worth it.
 
     Args:
-        model: The language model, in half precision on a GPU.
+        model: The language model.
+        kind: Which ones: :class:`MergedStack` for float32 and float64 alone.
     """
-    found = []
+    found: list[AnyStack] = []
     for layer in model.layers:
         for part, names in STACKED:
             module = getattr(layer, part)
             layers = [getattr(module, name, None) for name in names]
             if not all(isinstance(layer, nn.Module) and _can_stack(layer) for layer in layers):
                 continue
-            if len(layers) == 1 and not _adapters(layers[0]):
+            if (len(layers) == 1 or kind is MergedStack) and not any(map(_adapters, layers)):
                 continue
             home: Any = module if len(layers) > 1 else layers[0]
             stack = vars(home).get("stack")
-            if stack is None or not stack.owns_weights():
-                stack = home.__dict__["stack"] = Stack(layers)
+            if type(stack) is not kind or not stack.fits():
+                stack = home.__dict__["stack"] = kind(layers)
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()  # the old homes are too small for the next stack
             found.append(stack)
     return found
 
 
-def active_stack(module: Any) -> Stack | None:
+def active_stack(module: Any) -> AnyStack | None:
     """The stack that stands for a module's layers now."""
-    stack: Stack | None = vars(module).get("stack")
+    stack: AnyStack | None = vars(module).get("stack")
     return stack if stack is not None and stack.is_active else None
 
 

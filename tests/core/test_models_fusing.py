@@ -16,7 +16,7 @@ from lewis_core.models.continuation import Prompt
 from lewis_core.models.decoding import draw
 from lewis_core.models.fusing import READY, _norm_forward, fuse
 from lewis_core.models.packing import Group, last_logits, pack
-from lewis_core.models.stacking import stacks_of
+from lewis_core.models.stacking import MergedStack, stacks_of
 from lewis_core.testing import write_tiny_checkpoint
 
 
@@ -193,6 +193,40 @@ def test_stacked_layers_compute_what_each_computes(checkpoint: Path) -> None:
     text.layers[0].self_attn.q_proj.base_layer.weight.data = before[next(n for n in before if "q_proj.base" in n)]
     assert not stacks[0].refresh()  # somebody has put another weight there
     assert stacks_of(text)[0] is not stacks[0]
+
+
+def test_merged_stacks_compute_what_each_layer_computes(checkpoint: Path) -> None:
+    """Copies: weights stay where they are, and whatever is trained or switched meanwhile is taken over."""
+    model = adapted(checkpoint, lora_alpha=12)
+    text = model.get_base_model().model.language_model
+    before = {name: (parameter.data_ptr(), parameter.clone()) for name, parameter in model.named_parameters()}
+    with torch.inference_mode():
+        stacks = stacks_of(text, MergedStack)
+    assert len(stacks) == 4 * len(text.layers)
+    assert [a is b for a, b in zip(stacks, stacks_of(text, MergedStack), strict=True)] == [True] * len(stacks)
+    x = torch.randn(2, 3, text.config.hidden_size, dtype=torch.float64)
+
+    def check() -> None:
+        with torch.no_grad():
+            for stack in stacks[:1] + stacks[2:3]:
+                assert stack.refresh()
+                for found, layer in zip(stack(x), stack.layers, strict=True):
+                    torch.testing.assert_close(found, layer(x))
+
+    check()
+    for name, parameter in model.named_parameters():
+        assert parameter.data_ptr() == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+    layer = text.layers[0].self_attn.k_proj
+    nn.init.normal_(layer.lora_B["default"].weight)
+    check()
+    with model.disable_adapter():
+        assert stacks_of(text, MergedStack) == []  # a copy of the weights alone gains little
+        check()
+    layer.base_layer.weight.data = layer.base_layer.weight.data * 2
+    check()
+    model.float()
+    assert stacks_of(text, MergedStack)[0] is not stacks[0]
 
 
 def test_products_of_few_rows_are_divided_among_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
