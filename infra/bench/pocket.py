@@ -122,7 +122,7 @@ def _ours(rows: list[Any], config: TrainSpeakerConfig, folder: Path, listener: A
 
 def _stock(rows: list[Any], config: TrainSpeakerConfig, folder: Path, listener: Any, runtime: Runtime) -> Any:
     functions, weights = build_rewards(config.rewards, listener)
-    model, processor = load_model(config.model, runtime, trainable=True)
+    model, processor = load_model(config.model.model_copy(update={"engine": "plain"}), runtime, trainable=True)
     table = Dataset.from_list([row | {"image": str(folder / "photos" / row["query"])} for row in rows])
     return GRPOTrainer(
         model=model,
