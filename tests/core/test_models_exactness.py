@@ -37,7 +37,7 @@ Answering = dict[str, VisionLanguageModel]
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models would never ask for those that large ones ask for."""
-    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
+    monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 0)
 
 
 class World:

@@ -39,7 +39,7 @@ GRADIENT_TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-6}
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models would never ask for those that large ones ask for."""
-    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
+    monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 0)
 
 
 class World:

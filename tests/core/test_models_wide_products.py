@@ -13,7 +13,7 @@ is_wide = pytest.mark.skipif(not wide_products._is_wide(), reason="needs a CPU w
 
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
+    monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 0)
 
 
 def weights() -> dict[str, Tensor]:
@@ -43,9 +43,22 @@ def test_what_gains_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not takes(x.double(), weight.double())
     assert not takes(x, weight.double())
     assert not takes(torch.randn(20, 9).t(), weight)
+    assert not takes(x[:1], weight)
     assert not takes(x, torch.randn(12, 30)[:, :20])  # which would cost a thousand times as much
-    monkeypatch.setattr(wide_products, "LEAST_WORK", 9 * 12 * 20 + 1)
+    monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 12 * 20 + 1)
     assert not takes(x, weight)
+
+
+@is_wide
+@pytest.mark.parametrize("rows", [2, 3, 7, 16, 33, 100])
+def test_a_row_does_not_depend_on_how_many_there_are(rows: int) -> None:
+    """Bit for bit: a run that goes on encodes other photos together than one that was not stopped."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 160)
+    for outputs, layout in ((160, "plain"), (480, "plain"), (192, "transposed")):
+        weight = torch.randn(outputs, 160) if layout == "plain" else torch.randn(160, outputs).t()
+        assert takes(x, weight)
+        assert torch.equal(linear(x[:rows].clone(), weight), linear(x, weight)[:rows])
 
 
 def test_layers_keep_their_gradients() -> None:

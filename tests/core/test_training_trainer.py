@@ -100,7 +100,7 @@ def build(reference: ModelRef, folder: Path, **changes: Any) -> Any:
 @pytest.fixture(autouse=True)
 def small_products_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models would never ask for those that large ones ask for."""
-    monkeypatch.setattr(wide_products, "LEAST_WORK", 0)
+    monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 0)
 
 
 @pytest.fixture(scope="module")
