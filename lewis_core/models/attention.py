@@ -6,7 +6,7 @@ without one the attention is transformers' ``sdpa``, so a model may keep it for 
 A prompt may begin before the row: keys and values of its first tokens, kept from an earlier row, come from elsewhere.
 
 On a GPU in half precision it is one variable-length flash attention a layer, for any number of prompts and suffixes.
-Elsewhere a prompt's keys are multiplied once with the queries of all its suffixes.
+Elsewhere the suffixes of a prompt are a table (:mod:`lewis_core.models.suffix_attention`).
 """
 
 import functools
@@ -64,7 +64,7 @@ def attention(
         )
         return ordinary
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head dim)
+    query, key, value = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (tokens, heads, head dim)
     key, value = shared_prefix.keys(module.layer_idx, key, value)
     is_flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     attend = _attend_varlen if is_flash else _attend_by_span

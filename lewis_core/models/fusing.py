@@ -49,7 +49,7 @@ def fuse(model: Any) -> int:
         for part in (layer.input_layernorm, layer.post_attention_layernorm, layer.self_attn, layer.mlp):
             if getattr(part, "_compiled_call_impl", None) is None:
                 changed += sum(_fuse_module(module, with_kernels) for module in part.modules())
-                changed += widen(part.modules())
+                changed += widen([part])
         if getattr(layer.post_attention_layernorm, "_compiled_call_impl", None) is None:
             changed += _fuse_module(layer, with_kernels)
     changed += _fuse_module(text.norm, with_kernels) + widen([model.get_output_embeddings()])
@@ -90,12 +90,16 @@ def _fuse_module(module: Any, with_kernels: bool) -> bool:
     elif with_kernels and hasattr(module, "post_attention_layernorm"):
         forward = _layer_forward
     elif hasattr(module, "gate_proj") and is_silu(module.act_fn):
-        forward = _mlp_forward if with_kernels or hasattr(module.gate_proj, "lora_A") else None
+        forward = _mlp_forward if with_kernels or _has_adapters(module) else None
     elif hasattr(module, "q_proj") and is_power_of_two(module.head_dim):
-        forward = _attention_forward if with_kernels or hasattr(module.q_proj, "lora_A") else None
+        forward = _attention_forward if with_kernels or _has_adapters(module) else None
     if forward is not None:
         module.forward = MethodType(forward, module)
     return forward is not None
+
+
+def _has_adapters(module: nn.Module) -> bool:
+    return any(hasattr(part, "lora_A") for part in module.children())
 
 
 def is_power_of_two(size: int) -> bool:

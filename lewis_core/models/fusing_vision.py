@@ -35,7 +35,7 @@ def fuse_vision(model: Any) -> int:
     """
     vision = backbone(model).visual
     changed = int(_is_product(vision.patch_embed.proj) and _shorten(vision.patch_embed, _embed_forward))
-    return changed + (_fuse_blocks(vision) if has_kernels(vision) else widen(vision.modules()))
+    return changed + (_fuse_blocks(vision) if has_kernels(vision) else widen([vision]))
 
 
 def _fuse_blocks(vision: Any) -> int:

@@ -42,5 +42,5 @@ class KeepsImages(Protocol):
 
 
 def computes_here(model: object) -> bool:
-    """Whether a model computes in this process: asking it is work then, and not waiting."""
+    """Whether a model computes on this process's CPU: asking it is work then, and not waiting."""
     return bool(getattr(model, "computes_here", False))

@@ -197,8 +197,10 @@ def stacks_of(model: Any, kind: type[AnyStack] = Stack) -> list[AnyStack]:
             if (len(layers) == 1 or kind is MergedStack) and not any(map(_adapters, layers)):
                 continue
             home: Any = module if len(layers) > 1 else layers[0]
+            if kind is MergedStack and "forward" not in vars(home):
+                continue  # it would not ask for a stack
             stack = vars(home).get("stack")
-            if type(stack) is not kind or not stack.fits():
+            if type(stack) is not kind or stack.layers != tuple(layers) or not stack.fits():
                 stack = home.__dict__["stack"] = kind(layers)
                 if model.device.type == "cuda":
                     torch.cuda.empty_cache()  # the old homes are too small for the next stack

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lewis_core.models.layout import Run
 
@@ -43,6 +44,7 @@ class SuffixAttention(torch.autograd.Function):
         return _of_queries(weights.to(query.dtype) @ v, run)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         """Gradients of queries, keys and values."""
         (q, k, v, weights), run = ctx.saved_tensors, ctx.run

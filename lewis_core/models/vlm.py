@@ -58,8 +58,6 @@ class VisionLanguageModel:
         serves: What it is called and how it was loaded.
     """
 
-    computes_here = True
-
     def __init__(
         self,
         model: Any,
@@ -72,6 +70,8 @@ class VisionLanguageModel:
         serves: Serves | None = None,
     ) -> None:
         self.serves = serves
+        self.computes_here: bool = model.device.type == "cpu"
+        """Whether it keeps this process's CPU busy, so that to ask it is not to wait."""
         self._tokenizer, self._prompts, self._images = processor.tokenizer, prompts, images
         self._frames = {has_image: read_frame(processor, has_image) for has_image in (True, False)}
         self._engine: Engine = (

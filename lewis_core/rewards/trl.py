@@ -69,7 +69,7 @@ class ListenerReward:
         model: The listener.
         config: Shape of the reward, price of malformed text.
         max_masked_frac: A larger share of completions that the listener cannot judge stops training.
-        requests: Requests that are sent ahead at the same time; none are to a listener that computes in this process.
+        requests: Requests that are sent ahead at the same time; none are to a listener on this process's CPU.
     """
 
     __name__ = "listener"

@@ -103,9 +103,9 @@ class Meeting:
         """Do work that waits for somebody; it is left alone when training is to stop.
 
         Args:
-            work: What is done, in a thread of its own.
-            waits: Whether it does wait. If it computes, it is done here and to its end: in another thread, torch would
-                set up a second pool of workers for it, and two pools are in each other's way.
+            work: What is done; in a thread of its own if it waits.
+            waits: Whether it does. If it computes on the CPU, it is done here and to its end: in another thread, torch
+                would set up a second pool of workers for it, and two pools are in each other's way.
 
         Raises:
             StoppedError: If training is to stop.

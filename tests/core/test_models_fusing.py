@@ -200,16 +200,19 @@ def test_merged_stacks_compute_what_each_layer_computes(checkpoint: Path) -> Non
     model = adapted(checkpoint, lora_alpha=12)
     text = model.get_base_model().model.language_model
     before = {name: (parameter.data_ptr(), parameter.clone()) for name, parameter in model.named_parameters()}
+    assert stacks_of(text, MergedStack) == []  # nobody would ask for them
+    fuse(model)
     with torch.inference_mode():
         stacks = stacks_of(text, MergedStack)
     assert len(stacks) == 4 * len(text.layers)
     assert [a is b for a, b in zip(stacks, stacks_of(text, MergedStack), strict=True)] == [True] * len(stacks)
-    x = torch.randn(2, 3, text.config.hidden_size, dtype=torch.float64)
 
     def check() -> None:
         with torch.no_grad():
-            for stack in stacks[:1] + stacks[2:3]:
+            for stack in stacks:
                 assert stack.refresh()
+                layer = getattr(stack.layers[0], "base_layer", stack.layers[0])
+                x = torch.randn(2, 3, layer.in_features, dtype=layer.weight.dtype)
                 for found, layer in zip(stack(x), stack.layers, strict=True):
                     torch.testing.assert_close(found, layer(x))
 
@@ -227,6 +230,11 @@ def test_merged_stacks_compute_what_each_layer_computes(checkpoint: Path) -> Non
     check()
     model.float()
     assert stacks_of(text, MergedStack)[0] is not stacks[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = get_peft_model(model.unload(), LoraConfig(r=4, target_modules=r".*language_model.*_proj"))
+    fuse(again)
+    assert stacks_of(text, MergedStack)[0].layers[0] is text.layers[0].self_attn.q_proj  # not the one before
 
 
 def test_products_of_few_rows_are_divided_among_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:

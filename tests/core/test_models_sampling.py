@@ -18,6 +18,7 @@ from lewis_core.models import wide_products
 from lewis_core.models.continuation import Prompt
 from lewis_core.models.decoding import Table, arrange
 from lewis_core.models.features import VisionEncoder, encoder_outputs
+from lewis_core.models.fusing import fuse
 from lewis_core.models.images import ImageFolder
 from lewis_core.models.loading import load_model
 from lewis_core.models.sampling import Sampler, Sampling, Written
@@ -225,7 +226,9 @@ def test_an_adapter_is_part_of_what_is_sampled_and_no_weight_changes(world: Worl
                 torch.nn.init.normal_(parameter, std=0.3, generator=generator)
         before = {name: (value.data_ptr(), value.clone()) for name, value in adapted.state_dict().items()}
         sampler = Sampler(adapted.train(), image_token_id=world.image, pad_id=0, eos_ids=NEVER, banned=world.banned)
-        written = sampler.sample(world.prompts, rows, greedy)
+        written = sampler.sample(world.prompts, rows, greedy)  # by peft's layers
+        assert fuse(adapted) > 0
+        assert ids_of(sampler.sample(world.prompts, rows, greedy)) == ids_of(written)
         assert adapted.training
         after = adapted.eval().state_dict()
         for name, (place, value) in before.items():

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from lewis_core.models.attention import attention
 from lewis_core.models.layout import Layout, Run, Span
 from lewis_core.models.suffix_attention import SuffixAttention
 
@@ -61,3 +63,19 @@ def test_half_precision_sums_up_in_full() -> None:
     for found, exact in zip(gradients, wanted, strict=True):
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.double(), exact, atol=0.05, rtol=0.05)
+
+
+def test_under_autocast_it_is_computed_in_the_values_precision() -> None:
+    """A rotation leaves queries and keys in float32 there."""
+    torch.manual_seed(0)
+    layout = Layout([Span(0, 3, (2, 4))], torch.device("cpu"))
+    query, key = (torch.randn(1, heads, 9, 4, requires_grad=True) for heads in (4, 2))
+    value = torch.randn(1, 2, 9, 4, dtype=torch.bfloat16, requires_grad=True)
+    module = SimpleNamespace(layer_idx=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, _ = attention(module, query, key, value, None, shared_prefix=layout)
+    assert out.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(out.float().sum(), (query, key, value))
+    exact, _ = attention(module, *(x.detach().float() for x in (query, key, value)), None, shared_prefix=layout)
+    torch.testing.assert_close(out.float(), exact, atol=0.03, rtol=0.03)
+    assert [gradient.dtype for gradient in gradients] == [torch.float32, torch.float32, torch.bfloat16]

@@ -1,5 +1,8 @@
 """Products by oneDNN: torch's own numbers, where they gain; everything else is left to torch."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,6 +47,9 @@ def test_what_gains_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not takes(x, weight.double())
     assert not takes(torch.randn(20, 9).t(), weight)
     assert not takes(x[:1], weight)
+    assert not takes(x, weight.to("meta"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not takes(x, weight)
     assert not takes(x, torch.randn(12, 30)[:, :20])  # which would cost a thousand times as much
     monkeypatch.setattr(wide_products, "LEAST_WEIGHT", 12 * 20 + 1)
     assert not takes(x, weight)
@@ -76,14 +82,33 @@ def test_layers_keep_their_gradients() -> None:
 
 @is_wide
 def test_layers_ask_for_them_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = nn.Linear(20, 12)
+    layer, compiled = nn.Linear(20, 12), nn.Sequential(nn.Linear(20, 12))
+    compiled._compiled_call_impl = compiled._call_impl  # as torch does
     asked: list[int] = []
     monkeypatch.setattr(wide_products, "takes", lambda *_: asked.append(1))
-    widen([layer, nn.ReLU()])
+    assert widen([nn.Sequential(layer, compiled), nn.ReLU()]) == 1
     layer(torch.randn(5, 20))
     assert not asked
     with torch.inference_mode():
         layer(torch.randn(5, 20))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert layer(torch.randn(5, 20)).dtype == torch.bfloat16
+        compiled[0](torch.randn(5, 20))
     assert len(asked) == 1
+
+
+@is_wide
+def test_rows_in_all_numbers_fill_no_memory() -> None:
+    """Left to itself, oneDNN would keep half a megabyte for each of them, twice."""
+    program = """
+import psutil, torch
+from lewis_core.models.wide_products import linear
+torch.set_num_threads(1)
+weights = [torch.randn(512, 192), torch.randn(192, 512)]
+def run(counts):
+    for count in counts:
+        linear(linear(torch.randn(count, 192), weights[0]), weights[1])
+    return psutil.Process().memory_info().rss
+before = run(range(600, 700))
+print((run(range(700, 1100)) - before) >> 20)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert int(run.stdout) < 150
