@@ -1,8 +1,8 @@
-"""Products of many rows with a weight on a CPU, by the library that uses the CPU's widest instructions.
+"""Products of several rows with a weight on a CPU, by the library that uses the CPU's widest instructions.
 
-Torch leaves products in float32 to MKL, which takes 256-bit instructions on CPUs that are not Intel's, whatever they
-have. oneDNN, which torch is built with, too, and which TorchInductor calls for the same purpose, takes 512-bit ones:
-512 against 225 GFLOP/s on two cores of an AMD EPYC (Zen 5). Both compute in float32.
+Torch leaves products in float32 to MKL, which takes 256-bit instructions on AMD's CPUs, whatever they have. oneDNN,
+which torch is built with, too, and which TorchInductor calls for the same purpose, takes 512-bit ones: 512 against 225
+GFLOP/s on two cores of an EPYC (Zen 5). Both compute in float32. On Intel's CPUs both take the widest: MKL stays.
 
 Whether oneDNN is asked depends on the weight, not on the number of rows, and what it finds for a row does not depend on
 how many there are besides it, from two on (MKL's does below eight): a photo has the same features in any company. It
@@ -15,8 +15,9 @@ It is told to keep 64, which costs no time that can be measured.
 import os
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def _forward(self: Any, x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """X W' + bias, without gradients: (…, in), (out, in), (out,) → (…, out)."""
+    """The product x W' + bias, without gradients: (…, in), (out, in), (out,) → (…, out)."""
     if not takes(x, weight):
         return F.linear(x, weight, bias)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -71,7 +72,7 @@ def add_product_(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is one that gains: of several rows, in float32, on a CPU with 512-bit instructions.
+    """Whether a product is one that gains: of several rows, in float32, on such a CPU.
 
     Of other layouts than these oneDNN makes a thousand times as much work, not an error.
     """
@@ -90,8 +91,10 @@ def takes(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def _is_wide() -> bool:
+    cpu, library = Path("/proc/cpuinfo"), cast("Any", torch.backends.mkldnn)
+    is_amd = cpu.exists() and "AuthenticAMD" in cpu.read_text(encoding="utf-8")
+    if not is_amd or torch.backends.cpu.get_cpu_capability() != "AVX512" or not library.is_available():
+        return False
     for name, shapes in KEPT_SHAPES.items():
         os.environ.setdefault(name, shapes)
-    library: Any = torch.backends.mkldnn
-    has_product = bool(library.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return has_product and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")

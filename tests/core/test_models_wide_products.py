@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lewis_core.models import wide_products
 from lewis_core.models.wide_products import add_product_, linear, takes, widen
 
-is_wide = pytest.mark.skipif(not wide_products._is_wide(), reason="needs a CPU with 512-bit instructions")
+is_wide = pytest.mark.skipif(not wide_products._is_wide(), reason="needs a CPU of AMD's with AVX-512")
 
 
 @pytest.fixture(autouse=True)
