@@ -119,6 +119,8 @@ def _adapted_forward(self: Any, x: Tensor, *arguments: Any, **keywords: Any) -> 
     if stack := active_stack(self):
         [stacked] = stack(x)
         return stacked
+    if _is_spread(self.base_layer):
+        del self.forward  # for good: to ask again for every token of a rollout takes time
     plain = None if arguments or keywords else _plain_adapter(self, x)
     if plain is None:
         own: Tensor = type(self).forward(self, x, *arguments, **keywords)
@@ -150,6 +152,12 @@ def _plain_adapters(layers: Sequence[Any], x: Tensor) -> tuple[float, list[Layer
     return (scales.pop(), found) if len(scales) == 1 else None
 
 
+def _is_spread(layer: nn.Module) -> bool:
+    """Whether ZeRO-3 spreads a layer's weight over processes, which is looked at without having it brought here."""
+    weights: Any = layer._parameters
+    return hasattr(dict.get(weights, "weight"), "ds_id")
+
+
 def _is_adapted(layer: Any) -> bool:
     """Whether a layer's forward is ours, and nobody wants to be told of it."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
@@ -158,7 +166,7 @@ def _is_adapted(layer: Any) -> bool:
 
 def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:
     """Scale and tensors of a layer whose adapter can do without peft."""
-    if layer.merged or layer.disable_adapters:
+    if layer.merged or layer.disable_adapters or _is_spread(layer.base_layer):
         return None
     names = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(names) != 1:
@@ -172,7 +180,6 @@ def _plain_adapter(layer: Any, x: Tensor) -> tuple[float, Layer] | None:
         and not (drops or name in layer.lora_variant)
         and not any(weight is not None and weight.requires_grad for weight in (base.weight, base.bias))
         and all(part.bias is None for part in parts)
-        and not any(hasattr(part.weight, "ds_id") for part in (base, *parts))  # spread over processes
     )
     a, b = (part.weight for part in parts)
     return (layer.scaling[name], Layer(base.weight, base.bias, a, b)) if is_plain else None

@@ -115,6 +115,21 @@ def test_dropout_in_training_and_switched_off_adapters_are_pefts_own(checkpoint:
     assert torch.equal(again, bare)
 
 
+def test_layers_that_are_spread_over_processes_go_back_to_their_own_forward(checkpoint: Path) -> None:
+    """For good, at their first call: a rollout would ask each of them again for every token."""
+    model = adapted(checkpoint)
+    expected, wanted = run(model)
+    fuse(model)
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert all("forward" in vars(layer) for layer in layers)
+    for parameter in model.parameters():
+        parameter.ds_id = 0  # as ZeRO-3 marks them
+    found, gradients = run(model)
+    assert not any("forward" in vars(layer) for layer in layers)
+    torch.testing.assert_close(found, expected)
+    assert all(torch.equal(gradients[name], wanted[name]) for name in wanted)
+
+
 def test_a_gradient_is_the_slope() -> None:
     """Two layers of one input, of different ranks, one with a bias."""
     torch.manual_seed(0)
