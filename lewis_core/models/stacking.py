@@ -173,7 +173,7 @@ class MergedStack:
         return True
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Outputs of all layers, which are parts of one tensor: (…, in) → (…, out) each."""
+        """Outputs of all layers, without gradients, parts of one tensor: (…, in) → (…, out) each."""
         return torch.split(linear(x, self._matrix, self._bias), self.sizes, -1)
 
 
